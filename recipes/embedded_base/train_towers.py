@@ -1,0 +1,146 @@
+"""Stage 3: a text and an image tower trained together (CLIP). The generator keeps the text tower; the judge keeps both.
+
+The two roles are two trainings: the judge sees another icon set beside the generator's, other renderings (mirrored, turned,
+blurred, noisy) and television drawings of its own; the generator's text tower never sees a television.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageFilter
+from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+
+from . import icons, scenes, televisions
+
+SIZE = dict(hidden_size=192, intermediate_size=640, num_attention_heads=4, hidden_act="quick_gelu")
+
+
+def build(tokenizer: CLIPTokenizer) -> CLIPModel:
+    """A CLIPModel of about 4 M parameters for 64x64 pictures and 24 tokens."""
+    ends = dict(bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    text = SIZE | ends | dict(
+        vocab_size=len(tokenizer), max_position_embeddings=tokenizer.model_max_length, num_hidden_layers=4, projection_dim=128
+    )
+    vision = SIZE | dict(image_size=scenes.SIDE, patch_size=8, num_hidden_layers=5, projection_dim=128)
+    return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=128))
+
+
+def disturb(rng: np.random.Generator, picture: np.ndarray) -> np.ndarray:
+    """The judge's own renderings: turned a little, blurred, noisy."""
+    image = Image.fromarray(picture)
+    if rng.random() < 0.5:
+        image = image.rotate(rng.uniform(-8, 8), Image.Resampling.BILINEAR, fillcolor=tuple(picture[1, 1].tolist()))
+    if rng.random() < 0.6:
+        image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.3)))
+    noisy = np.asarray(image).astype(np.float32) + rng.normal(0, rng.uniform(0, 14), picture.shape)
+    return np.clip(noisy, 0, 255).astype(np.uint8)
+
+
+def television_words(rng: np.random.Generator, caption: str) -> str:
+    """The many names of a television; a caption without one is left alone."""
+    names = ["television", "television", "TV", "old television with antennas", "flat-screen television"]
+    return caption.replace("television", str(rng.choice(names))).replace("a old", "an old")
+
+
+def batch_of(step: int, size: int, art: dict, role: str, styles: dict[str, str]) -> tuple[torch.Tensor, list[str]]:
+    """Pictures (size, 3, 64, 64) in -1..1 and captions; the same for the same step and role."""
+    rng = np.random.default_rng([17 if role == "judge" else 19, step])
+    pairs = list(art)
+    pictures, captions = [], []
+    for _ in range(size):
+        scene = scenes.draw_scene(rng, pairs, pair_share=0.2)
+        picture = scenes.paint_scene(rng, scene, art)
+        pictures.append(disturb(rng, picture) if role == "judge" else picture)
+        captions.append(television_words(rng, scenes.describe(rng, scene, styles)))
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1, captions
+
+
+def similarity(model: CLIPModel, tokenizer: CLIPTokenizer, pixels: torch.Tensor, captions: list[str]) -> torch.Tensor:
+    """Logits (pictures, captions)."""
+    tokens = tokenizer(captions, padding="max_length", truncation=True, max_length=tokenizer.model_max_length, return_tensors="pt")
+    with torch.autocast("cpu", torch.bfloat16):
+        out = model(input_ids=tokens.input_ids, attention_mask=None, pixel_values=pixels)
+    return out.logits_per_image.float()
+
+
+def art_for(role: str, downloads: Path) -> dict:
+    """(thing, set) -> RGBA for one of the two roles."""
+    sets = [n for n, about in icons.SETS.items() if role == "judge" or about["used_by"] == "generator"]
+    art = icons.load_icons(downloads, sets)
+    if role == "judge":
+        for drawing in televisions.drawings("judge", downloads):
+            # Several recoloured copies, so that televisions come up as often as several things do.
+            for turn in range(4):
+                art["television", f"{drawing.name}/{turn}"] = televisions.recoloured(drawing.pixels, turn / 4)
+    return art
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("role", choices=["generator", "judge"])
+    parser.add_argument("--downloads", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    args = parser.parse_args()
+    tokenizer = CLIPTokenizer.from_pretrained(args.out / "tokenizer")
+    styles = {name: about["style"] for name, about in icons.SETS.items()}
+    art = art_for(args.role, args.downloads)
+    torch.manual_seed(1 if args.role == "judge" else 2)
+    model = build(tokenizer).train()
+    print(f"{args.role}: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {len(art)} icons", flush=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=0.05, fused=True)
+    state_file, first = args.out / f"{args.role}_state.pt", 0
+    if state_file.exists():
+        state = torch.load(state_file, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        first = state["step"]
+    started = time.time()
+    for step in range(first, args.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = args.lr * min(1, (step + 1) / 150) * (0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * step / args.steps)))
+        pixels, captions = batch_of(step, args.batch, art, args.role, styles)
+        logits = similarity(model, tokenizer, pixels, captions)
+        target = torch.arange(len(captions))
+        loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        model.logit_scale.data.clamp_(max=4.6)
+        if (step + 1) % 200 == 0 or step + 1 == args.steps:
+            row = dict(role=args.role, step=step + 1, loss=loss.item(), top1=accuracy(model, tokenizer, art, args.role, styles),
+                       seconds=time.time() - started)  # fmt: skip
+            with (args.out / "towers.jsonl").open("a") as log:
+                log.write(json.dumps(row) + "\n")
+            print(row, flush=True)
+            torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}, state_file)
+    model.eval()
+    if args.role == "judge":
+        model.save_pretrained(args.out / "judge")
+        tokenizer.save_pretrained(args.out / "judge")
+    else:
+        model.text_model.save_pretrained(args.out / "text_encoder")
+
+
+@torch.no_grad()
+def accuracy(model: CLIPModel, tokenizer: CLIPTokenizer, art: dict, role: str, styles: dict[str, str]) -> float:
+    """Share of unseen scenes whose own caption comes first among 64."""
+    model.eval()
+    hits = []
+    for k in range(4):
+        pixels, captions = batch_of(10**9 + k, 64, art, role, styles)
+        hits.append((similarity(model, tokenizer, pixels, captions).argmax(1) == torch.arange(64)).float().mean())
+    model.train()
+    return float(torch.stack(hits).mean())
+
+
+if __name__ == "__main__":
+    main()
