@@ -1,0 +1,135 @@
+"""`dovetail.toml`: one table a stage. Unknown keys are refused by name; every flag of the CLI is a key here."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Table(BaseModel):
+    """A table of the file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class Sourcing(Table):
+    """Where are the pairs, whose are they, may we learn from them?"""
+
+    folder: str = Field("", description="folder of pictures and captions (metadata.jsonl, metadata.csv or .txt beside each)")
+    licence: str = Field("not stated", description="licence of pictures that do not state their own")
+    author: str = Field("not stated", description="author of pictures that do not name their own")
+    origin: str = Field("", description="where the pictures come from; empty means the folder itself")
+
+
+class Gathering(Table):
+    """Bring the bytes home."""
+
+    max_bytes: int = Field(100_000_000, gt=0, description="a larger file is rejected")
+
+
+class Wrangling(Table):
+    """Keep what is worth learning, say why the rest is not."""
+
+    min_side: int = Field(32, gt=0, description="pixels; a picture with a shorter side is rejected")
+    max_pixels: int = Field(100_000_000, gt=0, description="checked in the header, before anything is decoded")
+    max_aspect_ratio: float = Field(4.0, ge=1, description="longer side over shorter side")
+    background: str = Field("#ffffff", pattern="^#[0-9a-fA-F]{6}$", description="shows through transparent pixels")
+    max_caption_characters: int = Field(2_000, gt=0, description="a longer caption is rejected, not cut")
+
+
+class Buildout(Table):
+    """Train / validation / test, no near-duplicate across a border."""
+
+    validation_share: float = Field(0.15, ge=0, lt=0.5)
+    test_share: float = Field(0.2, ge=0, lt=0.5)
+    near_duplicate_bits: int = Field(6, ge=0, le=32, description="perceptual hashes that differ in fewer bits are compared by colour")
+    seed: int = 0
+
+
+class Processing(Table):
+    """Pictures and words to latents and embeddings."""
+
+    resolution: int | None = Field(None, gt=0, description="pixels; empty means the base's own")
+    centre_crop: bool = Field(True, description="else a random crop, another one each epoch")
+    random_flip: bool = Field(True, description="half of the time a picture is seen mirrored")
+    rehearsal_pictures: int = Field(96, ge=0, description="pictures the base paints of other prompts, learnt along against forgetting")
+    rehearsal_prompts: list[str] = Field(default=[], description="empty means those that the base ships, else the dataset's own captions are not rehearsed")
+
+
+class Training(Table):
+    """Teach the U-Net."""
+
+    method: Literal["full", "lora"] = "full"
+    steps: int = Field(320, gt=0, description="optimizer steps")
+    batch_size: int = Field(16, gt=0, description="pictures a forward pass")
+    gradient_accumulation_steps: int = Field(1, gt=0)
+    learning_rate: float | None = Field(None, gt=0, description="empty: 4e-4 full and 3e-3 LoRA for the embedded base, 1e-5 and 1e-4 else")
+    lr_scheduler: Literal["constant", "cosine", "linear"] = "cosine"
+    warmup_steps: int = Field(20, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    ema_decay: float = Field(0.99, ge=0, lt=1, description="of the averaged weights, which are the ones published")
+    lora_rank: int = Field(16, gt=0)
+    lora_alpha: int = Field(16, gt=0)
+    rehearsal_share: float = Field(0.25, ge=0, lt=1, description="of each batch, where rehearsal pictures exist")
+    caption_dropout: float = Field(0.1, ge=0, lt=1)
+    mixed_precision: Literal["bf16", "fp16", "no"] = "bf16"
+    gradient_checkpointing: bool = False
+    checkpoint_every: int = Field(80, gt=0, description="optimizer steps")
+    held_out_every: int = Field(80, gt=0, description="optimizer steps between held-out losses")
+    sample_every: int = Field(160, gt=0, description="optimizer steps between sample grids")
+    seed: int = 0
+
+
+class Evaluation(Table):
+    """Is it really better than the base, on the test set, and what did it forget or copy?"""
+
+    judge: str = Field("", description="CLIP folder or hub id; empty means the base's own judge, else openai/clip-vit-base-patch32")
+    max_prompts: int = Field(16, gt=0, description="captions of the test split that are painted")
+    seeds_per_prompt: int = Field(4, gt=0)
+    other_prompts: int = Field(32, ge=0, description="prompts of other things, to see what was forgotten")
+    steps: int = Field(20, gt=0)
+    guidance_scale: float = Field(4.0, ge=1)
+    batch_size: int = Field(16, gt=0)
+    seed: int = 1000
+
+
+class Repo(Table):
+    """Construct the model repository and put it into the registry."""
+
+    name: str = Field("", description="name in the registry; empty means the folder's name")
+    registry: str = Field("", description="folder of the registry; empty means $DOVETAIL_HOME/registry or ~/.dovetail/registry")
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+
+
+class Endpoint(Table):
+    """Answer requests."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65535, description="0 means any free one")
+    steps: int = Field(20, gt=0, description="where a request does not say")
+    guidance_scale: float = Field(4.0, ge=1)
+    prompt: str = Field("", description="asked of the endpoint to see that it answers; empty means the first test caption")
+    seed: int = 7
+
+
+class Production(Table):
+    """Release a published model."""
+
+    promote: Literal["if better", "always", "never"] = "if better"
+    reason: str = ""
+
+
+class Config(Table):
+    """The whole file."""
+
+    base: str = Field("embedded", description="model to tune: embedded, a diffusers folder, a hub id or a .safetensors file")
+    sourcing: Sourcing = Sourcing()
+    gathering: Gathering = Gathering()
+    wrangling: Wrangling = Wrangling()
+    buildout: Buildout = Buildout()
+    processing: Processing = Processing()
+    training: Training = Training()
+    evaluation: Evaluation = Evaluation()
+    repo: Repo = Repo()
+    endpoint: Endpoint = Endpoint()
+    production: Production = Production()

@@ -1,0 +1,1 @@
+"""What is true: pure functions. Nothing here touches disk, network, clock or device."""

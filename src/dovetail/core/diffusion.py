@@ -1,0 +1,53 @@
+"""The forward process and what the U-Net is asked to predict.
+
+x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) e  (Ho et al. 2020, eq. 4), with a_t the cumulative product of the alphas.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Prediction = Literal["epsilon", "v_prediction", "sample"]
+
+
+def _like(values: Tensor, shape: Tensor) -> Tensor:
+    return values.view(-1, *([1] * (shape.ndim - 1)))
+
+
+def noisy(latents: Tensor, noise: Tensor, timesteps: Tensor, alphas_cumprod: Tensor) -> Tensor:
+    """x_t, shape (b, c, h, w), from clean latents and noise of that shape and integer timesteps (b,)."""
+    a = _like(alphas_cumprod[timesteps], latents)
+    return a.sqrt() * latents + (1 - a).sqrt() * noise
+
+
+def target(latents: Tensor, noise: Tensor, timesteps: Tensor, alphas_cumprod: Tensor, prediction: Prediction) -> Tensor:
+    """What the U-Net should say: the noise, the clean latents, or v = sqrt(a) e - sqrt(1 - a) x_0 (Salimans & Ho 2022, app. D)."""
+    if prediction == "epsilon":
+        return noise
+    if prediction == "sample":
+        return latents
+    a = _like(alphas_cumprod[timesteps], latents)
+    return a.sqrt() * noise - (1 - a).sqrt() * latents
+
+
+def stratified_timesteps(offsets: Tensor, count: int) -> Tensor:
+    """One timestep from each of `b` equal bands of 0..count-1; `offsets` (b,) in [0, 1) place it inside its band."""
+    b = offsets.numel()
+    return ((torch.arange(b) + offsets) / b * count).long().clamp_(max=count - 1)
+
+
+def probe_timesteps(bands: int, count: int) -> Tensor:
+    """The middles of `bands` equal bands: the fixed timesteps of a held-out loss."""
+    return ((torch.arange(bands) + 0.5) / bands * count).long()
+
+
+def sampled_latents(moments: Tensor, noise: Tensor, scaling_factor: float) -> Tensor:
+    """Scaled latents (b, c, h, w) drawn from VAE moments (b, 2c, h, w): mean and clamped log-variance (Kingma & Welling 2013)."""
+    mean, logvar = moments.chunk(2, dim=1)
+    return (mean + (0.5 * logvar.clamp(-30.0, 20.0)).exp() * noise) * scaling_factor
+
+
+def loss_per_sample(prediction: Tensor, wanted: Tensor) -> Tensor:
+    """Mean squared error of each sample, shape (b,), in float32."""
+    return (prediction.float() - wanted.float()).square().flatten(1).mean(1)

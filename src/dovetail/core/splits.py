@@ -1,0 +1,49 @@
+"""Train / validation / test by group: what belongs together stays on one side, and stays there when data is added."""
+
+from collections.abc import Sequence
+
+from dovetail.core.digests import unit_interval
+
+
+def joined_groups(count: int, links: Sequence[tuple[int, int]], names: Sequence[str]) -> list[int]:
+    """A group number for each of `count` items: linked items, and items with the same non-empty name, share one."""
+    parent = list(range(count))
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = parent[parent[i]]
+            i = parent[i]
+        return i
+
+    first_of: dict[str, int] = {}
+    named = [(i, first_of.setdefault(n, i)) for i, n in enumerate(names) if n]
+    for a, b in [*links, *named]:
+        low, high = sorted((root(a), root(b)))
+        parent[high] = low
+    return [root(i) for i in range(count)]
+
+
+def split_of(u: float, validation_share: float, test_share: float) -> str:
+    """The split that a group with the number `u` in [0, 1) belongs to."""
+    return "test" if u < test_share else "validation" if u < test_share + validation_share else "train"
+
+
+def assign(sizes: dict[str, int], validation_share: float, test_share: float, seed: int) -> dict[str, str]:
+    """Group name -> split.
+
+    Each group's place follows from its own name and the seed, so that adding data moves nothing. Small collections are
+    topped up: where a split holds less than half of its share, the groups nearest to its border join it, as long as
+    the training split keeps at least one.
+    """
+    numbers = {name: unit_interval("split", str(seed), name) for name in sizes}
+    splits = {name: split_of(u, validation_share, test_share) for name, u in numbers.items()}
+    total = sum(sizes.values())
+    for split, share in (("test", test_share), ("validation", validation_share)):
+        while share and sum(sizes[n] for n, s in splits.items() if s == split) < share * total / 2:
+            spare = sorted((u, n) for n, u in numbers.items() if splits[n] == "train")
+            if len(spare) <= 1:
+                break
+            splits[spare[0][1]] = split
+    if "train" not in splits.values() and splits:
+        splits[max(numbers, key=numbers.__getitem__)] = "train"
+    return splits

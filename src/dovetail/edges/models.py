@@ -1,0 +1,238 @@
+"""Models: find, load, encode, decode, judge (diffusers, transformers, peft)."""
+
+import json
+import os
+import warnings
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
+from torch import Tensor
+from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
+
+from dovetail.errors import ModelError
+
+LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "net.0.proj", "net.2", "conv1", "conv2"]
+
+
+def pick_device() -> torch.device:
+    """CUDA where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@dataclass
+class Models:
+    """The parts of one Stable Diffusion folder, each loaded when it is first needed, in float32."""
+
+    folder: Path
+    device: torch.device
+
+    @cached_property
+    def unet(self) -> UNet2DConditionModel:
+        """The denoiser."""
+        unet = _load(UNet2DConditionModel, self.folder / "unet")
+        unet.set_attn_processor(AttnProcessor() if self.device.type == "cpu" else AttnProcessor2_0())
+        return unet.to(self.device).eval().requires_grad_(False)
+
+    @cached_property
+    def vae(self) -> AutoencoderKL:
+        """The way into and out of latent space."""
+        return _load(AutoencoderKL, self.folder / "vae").to(self.device).eval().requires_grad_(False)
+
+    @cached_property
+    def text_encoder(self) -> CLIPTextModel:
+        """Words to states."""
+        return _load(CLIPTextModel, self.folder / "text_encoder").to(self.device).eval().requires_grad_(False)
+
+    @cached_property
+    def tokenizer(self) -> CLIPTokenizer:
+        """Text to token numbers."""
+        return _load(CLIPTokenizer, self.folder / "tokenizer", weights=False)
+
+    def scheduler(self) -> Any:
+        """A fresh scheduler of the class and configuration that the folder names (it holds state while it is used)."""
+        import diffusers
+
+        config = json.loads((self.folder / "scheduler" / "scheduler_config.json").read_text())
+        return getattr(diffusers, config["_class_name"]).from_config(config)
+
+    @property
+    def resolution(self) -> int:
+        """Pixels of a side that the U-Net was made for."""
+        return int(self.unet.config.sample_size) * self.pixels_per_latent
+
+    @property
+    def pixels_per_latent(self) -> int:
+        """8 for Stable Diffusion, 4 for the embedded base."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    @torch.no_grad()
+    def embed(self, captions: list[str]) -> Tensor:
+        """Text states, float32 (captions, tokens, width); longer captions are cut at the encoder's length."""
+        length = self.tokenizer.model_max_length
+        ids = self.tokenizer(captions, padding="max_length", truncation=True, max_length=length, return_tensors="pt").input_ids
+        return self.text_encoder(ids.to(self.device))[0].float()
+
+    @torch.no_grad()
+    def moments(self, pixels: Tensor) -> Tensor:
+        """VAE mean and log-variance, float32 (b, 2c, h, w), of pixels (b, 3, H, W) in -1..1."""
+        return self.vae.encode(pixels.to(self.device)).latent_dist.parameters.float()
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> np.ndarray:
+        """uint8 pictures (b, H, W, 3) of scaled latents (b, c, h, w), rounded as diffusers does."""
+        decoded = self.vae.decode(latents.to(self.device, self.vae.dtype) / self.vae.config.scaling_factor).sample
+        unit = (decoded.float() / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
+        return (unit * 255).round().astype(np.uint8)
+
+
+def _load(kind: Any, folder: Path, weights: bool = True) -> Any:
+    try:
+        extra = {"torch_dtype": torch.float32, "use_safetensors": True} if weights and kind is not CLIPTextModel else {}
+        if kind is CLIPTextModel:
+            extra = {"dtype": torch.float32, "use_safetensors": True}
+        return kind.from_pretrained(folder, local_files_only=True, **extra)
+    except Exception as error:  # each library raises its own kinds; the user needs one line
+        raise ModelError(
+            f"cannot load {folder.name} of the model in {folder.parent}: {_first_line(error)}",
+            do="give a diffusers folder with safetensors weights",
+        ) from error
+
+
+def resolve(name: str, embedded: Path, cache: Path) -> Path:
+    """The diffusers folder of `embedded`, a folder, a hub id or a `.safetensors` file.
+
+    Raises ModelError where there is none, or the hub cannot be reached.
+    """
+    if name == "embedded":
+        if not (embedded / "model_index.json").exists():
+            raise ModelError("the embedded base is not in this installation", do="install the package again")
+        return embedded
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "model_index.json").exists():
+            raise ModelError(f"{path} has no model_index.json", do="give a folder that diffusers' save_pretrained wrote")
+        return path.resolve()
+    if path.suffix == ".safetensors":
+        return _from_single_file(path, cache)
+    if path.suffix in (".ckpt", ".pt", ".bin", ".pth"):
+        raise ModelError(f"{path} is a pickle, which can run code when it is read", do="convert it to .safetensors first")
+    return _from_hub(name)
+
+
+def _from_single_file(path: Path, cache: Path) -> Path:
+    from diffusers import StableDiffusionPipeline
+
+    if not path.is_file():
+        raise ModelError(f"there is no file {path}", do="check the path")
+    status = path.stat()
+    target = cache / f"{path.stem}-{status.st_size:x}-{status.st_mtime_ns:x}"
+    if not (target / "model_index.json").exists():
+        try:
+            pipeline = StableDiffusionPipeline.from_single_file(str(path), torch_dtype=torch.float32)
+        except Exception as error:
+            raise ModelError(f"cannot read {path} as a Stable Diffusion checkpoint: {_first_line(error)}", do="give a diffusers folder") from error
+        pipeline.save_pretrained(target.with_suffix(".tmp"))
+        target.with_suffix(".tmp").rename(target)
+    return target
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    if name.count("/") != 1:
+        raise ModelError(f"there is no model {name!r}", do="give embedded, a diffusers folder, a hub id like owner/name, or a .safetensors file")
+    wanted = ["*.json", "*.txt", "*/*.json", "*/*.txt", "*/*.safetensors", "LICENSE*", "README.md"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=wanted))
+    except Exception as error:
+        raise ModelError(f"cannot fetch {name} from the hub: {_first_line(error)}", do="check the name and the network, or give a local folder") from error
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:200]
+
+
+def add_lora(unet: UNet2DConditionModel, rank: int, alpha: int, seed: int) -> list[torch.nn.Parameter]:
+    """Put LoRA adapters (float32) on attention, feed-forward and residual convolutions; returns their parameters."""
+    from peft import LoraConfig
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        unet.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=LORA_TARGETS))
+    return [p for p in unet.parameters() if p.requires_grad]
+
+
+def lora_files(unet: UNet2DConditionModel, folder: Path) -> None:
+    """`pytorch_lora_weights.safetensors` as diffusers' `load_lora_weights` reads it, alpha kept as metadata."""
+    from diffusers import StableDiffusionPipeline
+    from diffusers.utils.torch_utils import is_compiled_module  # noqa: F401  (fails early where diffusers is too old)
+    from peft.utils import get_peft_model_state_dict
+
+    StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=get_peft_model_state_dict(unet), safe_serialization=True)
+
+
+def fuse_lora(unet: UNet2DConditionModel) -> None:
+    """Add the adapters into the weights they sit on and take them off."""
+    unet.fuse_lora()
+    unet.unload_lora()
+
+
+def save_unet(unet: UNet2DConditionModel, folder: Path, dtype: str) -> None:
+    """A diffusers `unet` folder, safetensors only."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        kept = {p: p.data for p in unet.parameters()}
+        unet.to(getattr(torch, dtype)).save_pretrained(folder, safe_serialization=True)
+        for parameter, data in kept.items():
+            parameter.data = data
+
+
+class Judge:
+    """A CLIP model that says how well a picture and a text go together."""
+
+    def __init__(self, folder: str) -> None:
+        try:
+            self.model = CLIPModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True).eval().requires_grad_(False)
+            self.tokenizer = CLIPTokenizer.from_pretrained(folder)
+        except Exception as error:
+            raise ModelError(f"cannot load the judge {folder}: {_first_line(error)}", do="name a CLIP folder or hub id as [evaluation] judge") from error
+        self.side = int(self.model.config.vision_config.image_size)
+        own = Path(folder) / "preprocessor_config.json"
+        told = json.loads(own.read_text()) if own.exists() else {}
+        self.mean = np.array(told.get("image_mean", (0.48145466, 0.4578275, 0.40821073)), np.float32)
+        self.std = np.array(told.get("image_std", (0.26862954, 0.26130258, 0.27577711)), np.float32)
+
+    @torch.no_grad()
+    def pictures(self, pictures: list[np.ndarray]) -> Tensor:
+        """Unit vectors (pictures, width) of uint8 (H, W, 3), resized to the judge's side by bicubic interpolation."""
+        from PIL import Image
+
+        ready = [np.asarray(Image.fromarray(p).resize((self.side, self.side), Image.Resampling.BICUBIC)) for p in pictures]
+        batch = (np.stack(ready).astype(np.float32) / 255 - self.mean) / self.std
+        vectors = []
+        for part in torch.from_numpy(batch).permute(0, 3, 1, 2).split(64):
+            vectors.append(_tensor(self.model.get_image_features(pixel_values=part)))
+        return torch.nn.functional.normalize(torch.cat(vectors), dim=-1)
+
+    @torch.no_grad()
+    def texts(self, texts: list[str]) -> Tensor:
+        """Unit vectors (texts, width)."""
+        length = min(self.tokenizer.model_max_length, self.model.config.text_config.max_position_embeddings)
+        tokens = self.tokenizer(texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+        vectors = _tensor(self.model.get_text_features(input_ids=tokens.input_ids, attention_mask=None))
+        return torch.nn.functional.normalize(vectors, dim=-1)
+
+
+def _tensor(features: Any) -> Tensor:
+    """Older transformers return the projected features, newer ones an output that holds them."""
+    return features if isinstance(features, Tensor) else features.pooler_output

@@ -1,0 +1,1 @@
+"""What runs long: the learner and the painter."""

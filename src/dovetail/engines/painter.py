@@ -1,0 +1,81 @@
+"""The painter: from prompts and seeds to pictures, in batches, with classifier-free guidance (Ho & Salimans 2022)."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dovetail.edges.models import Models
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """One picture to be painted."""
+
+    prompt: str
+    seed: int
+    negative_prompt: str = ""
+
+
+def start_noise(seed: int, channels: int, height: int, width: int) -> Tensor:
+    """Float32 (1, c, h, w): the same numbers that a diffusers pipeline draws from `torch.Generator().manual_seed(seed)`."""
+    return torch.randn((1, channels, height, width), generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def paint_latents(
+    models: Models,
+    orders: Sequence[Order],
+    *,
+    steps: int,
+    guidance_scale: float,
+    batch_size: int = 16,
+    on_batch: Callable[[int], None] = lambda count: None,
+) -> Tensor:
+    """Scaled latents (orders, c, h, w), float32. `on_batch` hears how many pictures each batch finished."""
+    parts = []
+    for first in range(0, len(orders), batch_size):
+        batch = orders[first : first + batch_size]
+        parts.append(_denoise(models, batch, steps, guidance_scale).cpu())
+        on_batch(len(batch))
+    return torch.cat(parts)
+
+
+def paint(
+    models: Models,
+    orders: Sequence[Order],
+    *,
+    steps: int,
+    guidance_scale: float,
+    batch_size: int = 16,
+    on_batch: Callable[[int], None] = lambda count: None,
+) -> list[np.ndarray]:
+    """uint8 pictures (H, W, 3), one for each order, in order."""
+    latents = paint_latents(models, orders, steps=steps, guidance_scale=guidance_scale, batch_size=batch_size, on_batch=on_batch)
+    return [picture for part in latents.split(batch_size) for picture in models.decode(part)]
+
+
+def _denoise(models: Models, batch: Sequence[Order], steps: int, guidance_scale: float) -> Tensor:
+    unet, device = models.unet, models.device
+    side = int(unet.config.sample_size)
+    scheduler = models.scheduler()
+    scheduler.set_timesteps(steps, device=device)
+    noise = [start_noise(order.seed, unet.config.in_channels, side, side) for order in batch]
+    latents = torch.cat(noise).to(device) * scheduler.init_noise_sigma
+    # Ancestral samplers draw noise at each step: one generator a picture, so that company changes nothing.
+    generators = [torch.Generator().manual_seed(order.seed + 1) for order in batch]
+    extra = {"generator": generators} if "generator" in scheduler.step.__code__.co_varnames else {}
+    guided = guidance_scale > 1
+    states = models.embed([order.prompt for order in batch])
+    if guided:
+        states = torch.cat([models.embed([order.negative_prompt for order in batch]), states])
+    for timestep in scheduler.timesteps:
+        rows = torch.cat([latents, latents]) if guided else latents
+        prediction = unet(scheduler.scale_model_input(rows, timestep), timestep, encoder_hidden_states=states, return_dict=False)[0]
+        if guided:
+            without, along = prediction.chunk(2)
+            prediction = without + guidance_scale * (along - without)
+        latents = scheduler.step(prediction, timestep, latents, return_dict=False, **extra)[0]
+    return latents

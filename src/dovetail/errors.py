@@ -1,0 +1,40 @@
+"""What can go wrong, said in one line: what happened, where, and what to do next."""
+
+
+class DovetailError(Exception):
+    """A failure that the user can act on. Its text is one line; the CLI prints it and exits with `exit_code`."""
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, do: str = "") -> None:
+        super().__init__(" ".join((what + (f"; {do}" if do else "")).split()))
+
+
+class BadInputError(DovetailError):
+    """The folder, a picture list or a caption file is not usable as it is."""
+
+
+class BadConfigError(DovetailError):
+    """`dovetail.toml` or a flag holds something that no stage understands."""
+
+    exit_code = 2
+
+
+class MissingStageError(DovetailError):
+    """A stage was asked for before the one that it needs."""
+
+
+class ModelError(DovetailError):
+    """A model folder, hub id or checkpoint file cannot be loaded."""
+
+
+class StoreError(DovetailError):
+    """The run folder cannot be written or is damaged (disk full, a file changed after it was sealed)."""
+
+
+class TrainingError(DovetailError):
+    """Training cannot go on (a loss that is not a number, say)."""
+
+
+class EndpointError(DovetailError):
+    """The endpoint cannot start or does not answer (port taken, say)."""

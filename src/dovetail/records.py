@@ -1,0 +1,153 @@
+"""The words that flow between the stages: frozen data, no behaviour.
+
+Licence, origin and caption ride along from lead to model card; `key` is always the SHA-256 of a picture's bytes.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+STAGE_NAMES = (
+    "sourcing", "gathering", "wrangling", "buildout", "processing",
+    "training", "evaluation", "repo", "endpoint", "production",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lead:
+    """A picture that may be worth having: where it is, what it shows, whose it is."""
+
+    name: str  # path below the folder, with forward slashes
+    place: str  # absolute path
+    caption: str
+    caption_from: str  # file that said so
+    licence: str
+    author: str
+    origin: str
+    group: str  # pictures of one group (one drawing, one shoot) stay on one side of a split; "" where not said
+    size_bytes: int
+    modified_ns: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gathered:
+    """A picture whose bytes are home."""
+
+    key: str
+    name: str
+    caption: str
+    licence: str
+    author: str
+    origin: str
+    group: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """A picture worth learning, decoded to 8-bit sRGB, with its caption."""
+
+    key: str  # of the bytes as they came
+    pixels_key: str  # of the canonical file (the same bytes where nothing had to change)
+    name: str
+    caption: str
+    licence: str
+    author: str
+    origin: str
+    group: str
+    width: int
+    height: int
+    fingerprint: str  # 64-bit perceptual hash, hexadecimal
+    colours: str  # 4x4 RGB signature, hexadecimal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rejected:
+    """A picture that is not worth learning, and why."""
+
+    name: str
+    reason: str  # one word or two, countable
+    detail: str
+    key: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """A pair with its place in the dataset."""
+
+    key: str
+    split: Literal["train", "validation", "test"]
+    file: str  # path below the dataset's folder
+    name: str
+    caption: str
+    licence: str
+    author: str
+    origin: str
+    group: str  # the group that the split was made by: near-duplicates and the user's own groups joined
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatentRow:
+    """Where the latents and the embedding of one example lie."""
+
+    item: str  # digest of picture, transform and VAE: what the latents depend on
+    key: str
+    split: str
+    caption: str
+    name: str
+    file: str
+    row: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """Written last into an artifact's folder; an artifact without one does not exist."""
+
+    stage: str
+    asked: dict[str, Any]  # stage, version, own config table, content digests of what came before
+    asked_digest: str
+    content: str  # digest of `files`
+    files: dict[str, str]  # path below the folder -> SHA-256
+    made_at: str
+    seconds: float
+    dovetail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoredSample:
+    """One prompt and seed, painted by the base and by the tuned model, and what the judge says of both."""
+
+    prompt: str
+    seed: int
+    axis: Literal["target", "other"]
+    base_score: float
+    tuned_score: float
+    base_named: bool
+    tuned_named: bool
+    base_file: str
+    tuned_file: str
+    nearest_name: str = ""
+    nearest_file: str = ""
+    nearest_similarity: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interval:
+    """A mean with its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+    count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Release:
+    """One line of a model's append-only release record."""
+
+    number: int
+    action: Literal["promote", "rollback"]
+    version: str
+    at: str
+    reason: str
