@@ -63,3 +63,60 @@ def dataset_card(examples: Sequence[Example], rejected: Mapping[str, int]) -> st
         table(("reason", "pictures"), sorted(rejected.items())) if rejected else "Nothing was left out.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def model_card(facts: Mapping[str, Any]) -> str:
+    """README.md of a model repository, from facts alone.
+
+    `facts`: name, base, base_licence, method, training, verdict, examples, rejected, picture (file of the before/after
+    grid), versions (library -> version).
+    """
+    examples: Sequence[Example] = facts["examples"]
+    verdict, training = facts["verdict"], facts["training"]
+    head = [
+        "---",
+        f"license: {one_licence([facts['base_licence'], *(e.licence for e in examples)])}",
+        *(["license_name: see-below"] if one_licence([facts["base_licence"], *(e.licence for e in examples)]) == "other" else []),
+        "library_name: diffusers",
+        "pipeline_tag: text-to-image",
+        f"base_model: {facts['base']}",
+        f"base_model_relation: {'adapter' if training['method'] == 'lora' else 'finetune'}",
+        "tags:",
+        "- stable-diffusion",
+        "- dovetail",
+        "---",
+    ]
+    train = [e for e in examples if e.split == "train"]
+    training_rows = [
+        ("method", training["method"]),
+        ("optimizer steps", training["steps"]),
+        ("pictures seen", training["pictures_seen"]),
+        ("learning rate", f"{training['learning_rate']:g}"),
+        ("training pictures", training["train_pictures"]),
+        ("rehearsal pictures painted by the base", training["rehearsal_pictures"]),
+        ("digest of the trained weights", f"`{training['weights_digest'][:16]}`"),
+        *((f"{name} version", version) for name, version in facts["versions"].items()),
+    ]
+    named = verdict["named"]["target"]
+    parts = [
+        "\n".join(head),
+        f"# {facts['name']}",
+        f"**{verdict['sentence']}**",
+        f"![The same prompts and seeds: base above, tuned below]({facts['picture']})",
+        "## Use",
+        '```python\nfrom diffusers import StableDiffusionPipeline\npipe = StableDiffusionPipeline.from_pretrained("this folder")\n'
+        f"pipe({train[0].caption!r}).images[0]\n```" if train else "",
+        "## Evaluation",
+        f"The judge is a CLIP model that training never saw; scores are paired by prompt and seed, the unit is {verdict['unit']}. "
+        f"Its first choice among all prompts was the own one for {named['base']:.0%} of the base's pictures and {named['tuned']:.0%} "
+        f"of the tuned model's. Nearer to a training picture than 99 % of the held-out pictures: {verdict['copies']['share']:.0%} "
+        "of the samples (`eval/verdict.json` has all figures).",
+        "## Training",
+        table(("", ""), training_rows),
+        "## Data and licences",
+        f"The base's licence: {facts['base_licence']}. The licences of the {len(examples)} pictures:",
+        table(("licence", "author", "pictures"), licence_rows(examples)),
+        "## Limits",
+        f"Tuned on {len(train)} pictures, so it knows what they show and little beside. There is no safety checker in this folder.",
+    ]
+    return "\n\n".join(p for p in parts if p) + "\n"

@@ -89,15 +89,9 @@ def read_records(path: Path, kind: type[Record]) -> list[Record]:
         return [kind(**json.loads(line)) for line in file]
 
 
-def append_line(path: Path, data: Any) -> None:
-    """One JSON line at the end of a file, fsynced; two processes may do so at once."""
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            file.write((json.dumps(data, ensure_ascii=False) + "\n").encode())
-            file.flush()
-            os.fsync(file.fileno())
+def digest_bytes(data: bytes) -> str:
+    """SHA-256, hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
 
 
 def digest_file(path: Path) -> str:
@@ -155,7 +149,7 @@ class Run:
 
     def put(self, data: bytes) -> str:
         """Keep bytes; returns their SHA-256."""
-        key = hashlib.sha256(data).hexdigest()
+        key = digest_bytes(data)
         if not self.object_path(key).exists():
             write_bytes(self.object_path(key), data)
         return key
@@ -183,7 +177,7 @@ class Run:
         """Write the manifest, then rename the partial folder: the artifact exists from that moment on."""
         partial = self.partial(stage, asked_digest)
         files = digest_folder(partial)
-        content = hashlib.sha256(json.dumps(files, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+        content = digest_bytes(json.dumps(files, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode())
         manifest = Manifest(
             stage=stage, asked=asked, asked_digest=asked_digest, content=content, files=files,
             made_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), seconds=round(seconds, 3), dovetail=version,

@@ -172,10 +172,19 @@ def add_lora(unet: UNet2DConditionModel, rank: int, alpha: int, seed: int) -> li
     return [p for p in unet.parameters() if p.requires_grad]
 
 
+def put_weights(models: Models, weights: dict[str, Tensor], method: str, rank: int, alpha: int) -> None:
+    """Put what a training gave into the U-Net: all weights, or adapters (left on; `fuse_lora` adds them in)."""
+    if method == "lora":
+        add_lora(models.unet, rank, alpha, seed=0)
+    missing, unexpected = models.unet.load_state_dict(weights, strict=False)
+    if unexpected or (method == "full" and missing):
+        raise ModelError(f"the trained weights do not fit the base ({len(unexpected)} unknown names)", do="train again with this base")
+    models.unet.eval().requires_grad_(False)
+
+
 def lora_files(unet: UNet2DConditionModel, folder: Path) -> None:
     """`pytorch_lora_weights.safetensors` as diffusers' `load_lora_weights` reads it, alpha kept as metadata."""
     from diffusers import StableDiffusionPipeline
-    from diffusers.utils.torch_utils import is_compiled_module  # noqa: F401  (fails early where diffusers is too old)
     from peft.utils import get_peft_model_state_dict
 
     StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=get_peft_model_state_dict(unet), safe_serialization=True)

@@ -1,5 +1,6 @@
 """The painter: from prompts and seeds to pictures, in batches, with classifier-free guidance (Ho & Salimans 2022)."""
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -66,7 +67,7 @@ def _denoise(models: Models, batch: Sequence[Order], steps: int, guidance_scale:
     latents = torch.cat(noise).to(device) * scheduler.init_noise_sigma
     # Ancestral samplers draw noise at each step: one generator a picture, so that company changes nothing.
     generators = [torch.Generator().manual_seed(order.seed + 1) for order in batch]
-    extra = {"generator": generators} if "generator" in scheduler.step.__code__.co_varnames else {}
+    extra = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
     guided = guidance_scale > 1
     states = models.embed([order.prompt for order in batch])
     if guided:

@@ -1,0 +1,84 @@
+"""The model to tune: where it lies, what it is made of, how it is loaded with and without the trained weights."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dovetail.config import Evaluation, Training
+from dovetail.core import digests
+from dovetail.edges.folders import Artifact, Run, digest_folder, write_json
+from dovetail.edges.registry import default_root
+from dovetail.errors import ModelError
+from dovetail.records import Manifest
+
+if TYPE_CHECKING:
+    from dovetail.edges.models import Judge, Models
+
+EMBEDDED = Path(__file__).parent / "base"
+DEFAULT_JUDGE = "openai/clip-vit-base-patch32"
+
+
+def find(name: str) -> Path:
+    """The diffusers folder that a base's name stands for."""
+    if name == "embedded" and (EMBEDDED / "model_index.json").exists():
+        return EMBEDDED  # without loading the libraries that the other kinds need
+    from dovetail.edges import models
+
+    return models.resolve(name, EMBEDDED, default_root().parent / "converted")
+
+
+def artifact(name: str, run: Run) -> Artifact:
+    """The base as the artifact that everything starts from: its files and their digests.
+
+    Files are digested once; later only their names, sizes and times are compared.
+    """
+    folder = find(name)
+    stamp = [[p.relative_to(folder).as_posix(), (s := p.stat()).st_size, s.st_mtime_ns] for p in sorted(folder.rglob("*")) if p.is_file()]
+    remembered = run.root / "base.json"
+    try:
+        told = json.loads(remembered.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        told = {}
+    if told.get("stamp") != stamp or told.get("folder") != str(folder):
+        told = {"folder": str(folder), "stamp": stamp, "files": digest_folder(folder)}
+        write_json(remembered, told)
+    files: dict[str, str] = told["files"]
+    content = digests.of_files(files)
+    manifest = Manifest(
+        stage="base", asked={}, asked_digest=content, content=content, files=files, made_at="", seconds=0.0, dovetail=""
+    )
+    return Artifact(folder, manifest)
+
+
+def load(folder: Path) -> "Models":
+    """The parts of a diffusers folder, on the best device."""
+    from dovetail.edges import models
+
+    return models.Models(folder, models.pick_device())
+
+
+def load_tuned(folder: Path, trained: Path, config: Training) -> "Models":
+    """The base with what a training gave in its U-Net (LoRA adapters are left on, ready to be kept or added in)."""
+    from dovetail.edges import models, tensors
+
+    tuned = load(folder)
+    models.put_weights(tuned, tensors.read(trained / "weights.safetensors"), config.method, config.lora_rank, config.lora_alpha)
+    return tuned
+
+
+def judge(folder: Path, config: Evaluation) -> "Judge":
+    """The judge that the configuration names, else the one that came with the base, else a public CLIP."""
+    from dovetail.edges import models
+
+    own = folder / "judge"
+    chosen = config.judge or (str(own) if own.is_dir() else DEFAULT_JUDGE)
+    try:
+        return models.Judge(chosen)
+    except ModelError as error:
+        raise ModelError(f"no judge: {error}") from error
+
+
+def prompts(folder: Path, kind: str) -> list[str]:
+    """The prompts of other things that came with the base: those to rehearse, or those to test forgetting with."""
+    file = folder / "prompts.json"
+    return list(json.loads(file.read_text(encoding="utf-8"))[kind]) if file.exists() else []

@@ -1,0 +1,298 @@
+"""The command line: parse, call, print, exit."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dovetail import __version__
+from dovetail.errors import DovetailError
+
+if TYPE_CHECKING:
+    from dovetail.edges.folders import Artifact, Run
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+release_app = typer.Typer(invoke_without_command=True, help="Stage 10 alone; or promote and roll back by hand.", rich_markup_mode=None)
+app.add_typer(release_app, name="release")
+
+RunFlag = Annotated[str | None, typer.Option("--run", metavar="DIR", help="folder of the run [default: runs/<name of the pictures' folder>]")]
+ConfigFlag = Annotated[str | None, typer.Option("--config", metavar="FILE", help="configuration [default: dovetail.toml, else the run's own copy]")]
+SetFlag = Annotated[list[str] | None, typer.Option("--set", metavar="TABLE.KEY=VALUE", help="any key of dovetail.toml; may be repeated")]
+DryFlag = Annotated[bool, typer.Option("--dry-run", help="print the resolved configuration and stop")]
+BaseFlag = Annotated[str | None, typer.Option("--base", metavar="MODEL", help="model to tune: embedded, a diffusers folder, a hub id, a .safetensors file")]
+
+
+def _keys(settings: list[str] | None, **flags: Any) -> dict[str, Any]:
+    from dovetail.edges import settings as edge
+
+    given = {name.replace("__", "."): value for name, value in flags.items() if value is not None}
+    nested: dict[str, Any] = {}
+    for key, value in given.items():
+        table, _, name = key.rpartition(".")
+        (nested.setdefault(table, {}) if table else nested)[name] = value
+    return edge.merged(nested, edge.pairs(settings or []))
+
+
+def _work(stage: str, only: bool, run: str | None, config: str | None, dry_run: bool, keys: dict[str, Any]) -> "tuple[dict[str, Artifact], Run] | None":
+    from dovetail import library
+    from dovetail.edges import settings
+    from dovetail.edges.console import Show
+
+    resolved, folder = library.configure(run, config, keys)
+    if dry_run:
+        typer.echo(settings.text(resolved, comments=False), nl=False)
+        return None
+    return library.advance(resolved, folder, stage, only, Show()), folder
+
+
+@app.callback()
+def _root(version: Annotated[bool, typer.Option("--version", help="print the version and stop")] = False) -> None:
+    """From a folder of captioned pictures to a Stable Diffusion model that is proven better, packed, and answering."""
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.command("run")
+def run_command(
+    folder: Annotated[str | None, typer.Argument(help="pictures with captions: metadata.jsonl, metadata.csv, or a .txt beside each")] = None,
+    run: RunFlag = None,
+    base: BaseFlag = None,
+    until: Annotated[str, typer.Option("--until", metavar="STAGE", help="last stage to bring up")] = "production",
+    method: Annotated[str | None, typer.Option("--method", help="full or lora (training.method)")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", help="optimizer steps (training.steps)")] = None,
+    config: ConfigFlag = None,
+    settings: SetFlag = None,
+    dry_run: DryFlag = False,
+) -> None:
+    """All ten stages on a folder of pictures. Run again: nothing is done twice."""
+    from dovetail.records import STAGE_NAMES
+
+    if until not in STAGE_NAMES:
+        raise DovetailError(f"there is no stage {until}", do=f"give one of {', '.join(STAGE_NAMES)}")
+    keys = _keys(settings, sourcing__folder=folder, base=base, training__method=method, training__steps=steps)
+    done = _work(until, False, run, config, dry_run, keys)
+    if done:
+        _closing_words(*done)
+
+
+def _closing_words(sealed: "dict[str, Artifact]", run: "Run") -> None:
+    import json
+
+    if "evaluation" in sealed:
+        typer.echo(json.loads((sealed["evaluation"].folder / "verdict.json").read_text())["sentence"])
+    typer.echo(f"report: {run.root / 'report.html'}")
+    if "production" in sealed:
+        told = json.loads((sealed["production"].folder / "release.json").read_text())
+        prompt = json.loads((sealed["endpoint"].folder / "endpoint.json").read_text())["request"]["prompt"]
+        home = f"DOVETAIL_HOME={os.environ['DOVETAIL_HOME']} " if "DOVETAIL_HOME" in os.environ else ""
+        typer.echo(f"picture:  {home}dovetail paint {told['name']} \"{prompt}\" --seed 7 --out picture.png")
+        typer.echo(f"endpoint: {home}dovetail serve {told['name']}    then, from elsewhere:")
+        body = json.dumps({"prompt": prompt, "seed": 7})
+        typer.echo(f"  curl -s http://127.0.0.1:8000/v1/images/generations -H 'Content-Type: application/json' -d '{body}'")
+
+
+def _add_verb(stage: str, verb: str, about: str) -> None:
+    def command(run: RunFlag = None, base: BaseFlag = None, config: ConfigFlag = None, settings: SetFlag = None, dry_run: DryFlag = False) -> None:
+        done = _work(stage, True, run, config, dry_run, _keys(settings, base=base))
+        if done:
+            artifact = done[0][stage]
+            typer.echo(f"{artifact.folder}")
+
+    command.__doc__ = about + " The stages before it must be sealed."
+    app.command(verb)(command)
+
+
+_add_verb("gathering", "gather", "Stage 2 alone: bring the bytes home.")
+_add_verb("wrangling", "wrangle", "Stage 3 alone: keep what is worth learning, say why the rest is not.")
+_add_verb("buildout", "build", "Stage 4 alone: train / validation / test, an imagefolder.")
+_add_verb("processing", "process", "Stage 5 alone: pictures and words to latents and embeddings.")
+_add_verb("training", "train", "Stage 6 alone: teach the U-Net.")
+_add_verb("evaluation", "evaluate", "Stage 7 alone: is it really better than the base?")
+_add_verb("repo", "publish", "Stage 8 alone: construct the model repository.")
+
+
+@app.command("source")
+def source_command(
+    folder: Annotated[str | None, typer.Argument(help="pictures with captions")] = None,
+    run: RunFlag = None,
+    config: ConfigFlag = None,
+    settings: SetFlag = None,
+    dry_run: DryFlag = False,
+) -> None:
+    """Stage 1 alone: where are the pairs, whose are they?"""
+    done = _work("sourcing", True, run, config, dry_run, _keys(settings, sourcing__folder=folder))
+    if done:
+        typer.echo(f"{done[0]['sourcing'].folder}")
+
+
+@app.command("serve")
+def serve_command(
+    model: Annotated[str | None, typer.Argument(help="a folder, a registry name, or embedded [default: what the run published]")] = None,
+    host: Annotated[str | None, typer.Option("--host", help="address to listen on (endpoint.host)")] = None,
+    port: Annotated[int | None, typer.Option("--port", help="port to listen on, 0 for any free one (endpoint.port)")] = None,
+    check: Annotated[bool, typer.Option("--check", help="stage 9 alone: start on what the run published, ask for one picture, stop")] = False,
+    run: RunFlag = None,
+    config: ConfigFlag = None,
+    settings: SetFlag = None,
+) -> None:
+    """Stage 9: answer requests until stopped; a registry name is followed as it is promoted and rolled back."""
+    from dovetail import library
+
+    keys = _keys(settings, endpoint__host=host, endpoint__port=port)
+    if check:
+        done = _work("endpoint", True, run, config, False, keys)
+        if done:
+            typer.echo(f"{done[0]['endpoint'].folder}")
+        return
+    if model is None or run or config:
+        resolved, _ = library.configure(run, config, keys)
+        library.serve(model or resolved.repo.name, resolved.endpoint, resolved.repo.registry)
+        return
+    from dovetail.edges import settings as edge
+
+    library.serve(model, edge.validated(keys, "the flags").endpoint)
+
+
+@app.command("paint")
+def paint_command(
+    model: Annotated[str, typer.Argument(help="a folder, a registry name, or embedded")],
+    prompt: Annotated[str, typer.Argument(help="what to paint")],
+    seed: Annotated[int, typer.Option("--seed")] = 0,
+    steps: Annotated[int, typer.Option("--steps", min=1, max=1000)] = 20,
+    guidance_scale: Annotated[float, typer.Option("--guidance-scale", min=1.0)] = 4.0,
+    negative_prompt: Annotated[str, typer.Option("--negative-prompt")] = "",
+    out: Annotated[str, typer.Option("--out", metavar="FILE", help="PNG to write")] = "picture.png",
+) -> None:
+    """One picture, without a server."""
+    from dovetail import library
+
+    library.paint(model, prompt, seed=seed, steps=steps, guidance_scale=guidance_scale, negative_prompt=negative_prompt, out=out)
+    typer.echo(out)
+
+
+@app.command("status")
+def status_command(run: RunFlag = None, config: ConfigFlag = None, as_json: Annotated[bool, typer.Option("--json", help="with the paths of all artifacts")] = False) -> None:
+    """What is sealed, stale or missing, and why, field by field."""
+    import json
+
+    from dovetail import library, pipeline
+
+    resolved, folder = library.configure(run, config, {})
+    found = pipeline.status(resolved, folder)
+    if not as_json:
+        for s in found:
+            typer.echo(f"{s.stage:<11} {s.state:<8} {'; '.join(s.why) or (s.artifact.folder if s.artifact else '')}")
+        return
+    paths: dict[str, Any] = {
+        s.stage: {"state": s.state, "why": list(s.why), "path": str(s.artifact.folder.resolve()) if s.artifact else None, "content": s.artifact.content if s.artifact else None}
+        for s in found
+    }
+    repo = next((s.artifact for s in found if s.stage == "repo" and s.artifact), None)
+    model = None
+    if repo:
+        published = json.loads((repo.folder / "published.json").read_text())
+        model = published | {"path": str((repo.folder / "model").resolve())}
+    typer.echo(json.dumps({"run": str(folder.root.resolve()), "report": str((folder.root / "report.html").resolve()), "stages": paths, "model": model}, indent=2))
+
+
+@app.command("init")
+def init_command(
+    file: Annotated[str, typer.Argument(help="file to write")] = "dovetail.toml",
+    force: Annotated[bool, typer.Option("--force", help="overwrite it where it exists")] = False,
+) -> None:
+    """Write a commented dovetail.toml."""
+    from dovetail.config import Config
+    from dovetail.edges import folders, settings
+
+    if Path(file).exists() and not force:
+        raise DovetailError(f"{file} exists already", do="give another name, or --force")
+    folders.write_bytes(Path(file), settings.text(Config(), comments=True).encode())
+    typer.echo(file)
+
+
+@release_app.callback()
+def release_command(context: typer.Context, run: RunFlag = None, config: ConfigFlag = None, settings: SetFlag = None, dry_run: DryFlag = False) -> None:
+    """Stage 10 alone: release what was published, if the proof allows it."""
+    if context.invoked_subcommand is None:
+        done = _work("production", True, run, config, dry_run, _keys(settings))
+        if done:
+            _closing_words(*done)
+
+
+NameArgument = Annotated[str, typer.Argument(help="name in the registry")]
+ReasonFlag = Annotated[str, typer.Option("--reason", help="kept in the record")]
+RegistryFlag = Annotated[str | None, typer.Option("--registry", metavar="DIR", help="[default: $DOVETAIL_HOME/registry or ~/.dovetail/registry]")]
+
+
+@release_app.command("promote")
+def promote_command(name: NameArgument, version: Annotated[str, typer.Argument(help="version to put in force")], reason: ReasonFlag = "", registry: RegistryFlag = None) -> None:
+    """Put a published version in force; a running endpoint follows."""
+    from dovetail import library
+
+    made = library.promote(name, version, reason, registry)
+    typer.echo(f"{name}: {made.version} is in force (release {made.number})")
+
+
+@release_app.command("rollback")
+def rollback_command(name: NameArgument, reason: ReasonFlag = "", registry: RegistryFlag = None) -> None:
+    """Put the version before the current one back in force; a running endpoint follows."""
+    from dovetail import library
+
+    made = library.rollback(name, reason, registry)
+    typer.echo(f"{name}: {made.version} is in force again (release {made.number})")
+
+
+@release_app.command("list")
+def list_command(name: NameArgument, registry: RegistryFlag = None) -> None:
+    """The release record and the published versions of a name."""
+    from dovetail.edges.registry import Registry, default_root
+
+    place = Registry(Path(registry) if registry else default_root())
+    for release in place.releases(name):
+        typer.echo(f"{release.number:>4}  {release.at}  {release.action:<8}  {release.version}  {release.reason}")
+    typer.echo(f"published: {', '.join(place.versions(name)) or 'none'}; in force: {place.current(name) or 'none'}")
+
+
+def main() -> None:
+    """Run the command line; every failure is one line on standard error and an exit code."""
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        app(standalone_mode=False)
+    except DovetailError as error:
+        _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        _fail("stopped; the same command goes on from here", 130)
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except Exception as error:
+        _explain(error)
+
+
+def _explain(error: Exception) -> None:
+    """What click says of wrong flags in its words; anything else is ours to answer for, with a file to send."""
+    show = getattr(error, "format_message", None)
+    if show is not None:
+        _fail(f"{show()}; see dovetail --help", 2)
+    if type(error).__name__ == "Abort":
+        _fail("stopped; the same command goes on from here", 130)
+    import tempfile
+    import traceback
+
+    if isinstance(error, OSError) and error.errno == 28:
+        _fail(f"the disk is full ({error.filename or 'no file named'}); free some room and run the same command again", 1)
+    with tempfile.NamedTemporaryFile("w", prefix="dovetail-fault-", suffix=".txt", delete=False) as file:
+        traceback.print_exception(error, file=file)
+    _fail(f"unexpected: {type(error).__name__}: {' '.join(str(error).split())[:200]}; please report it with {file.name}", 70)
+
+
+def _fail(text: str, code: int) -> None:
+    print(f"dovetail: {text}", file=sys.stderr)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+"""From a picture of any shape to the square that the model learns: where to cut, and whether to mirror."""
+
+from dataclasses import dataclass
+
+from dovetail.core.digests import unit_interval
+
+RANDOM_CROPS = 4  # variants cached where crops are random
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """One way to see a picture: scale it to (width, height), cut a square at (left, top), mirror it or not."""
+
+    width: int
+    height: int
+    left: int
+    top: int
+    mirrored: bool
+
+
+def views(width: int, height: int, side: int, *, centre: bool, flip: bool, key: str) -> list[View]:
+    """The views that are cached: the centre, or `RANDOM_CROPS` places that follow from the picture's key; each also mirrored.
+
+    The shorter side becomes `side`; nothing is stretched.
+    """
+    scale = side / min(width, height)
+    scaled = (max(side, round(width * scale)), max(side, round(height * scale)))
+    room = (scaled[0] - side, scaled[1] - side)
+    if centre or room == (0, 0):
+        corners = [(room[0] // 2, room[1] // 2)]
+    else:
+        corners = [
+            (int(unit_interval(key, "left", str(n)) * (room[0] + 1)), int(unit_interval(key, "top", str(n)) * (room[1] + 1)))
+            for n in range(RANDOM_CROPS)
+        ]
+    return [
+        View(width=scaled[0], height=scaled[1], left=left, top=top, mirrored=mirrored)
+        for left, top in corners
+        for mirrored in ((False, True) if flip else (False,))
+    ]

@@ -1,0 +1,131 @@
+"""The verbs, as functions: what `import dovetail` offers and what the CLI calls."""
+
+from pathlib import Path
+from typing import Any
+
+from dovetail import bases, pipeline, report
+from dovetail.config import Config, Endpoint
+from dovetail.edges import settings
+from dovetail.edges.console import Show
+from dovetail.edges.folders import Artifact, Run, write_bytes
+from dovetail.edges.registry import Registry, default_root, safe_name
+from dovetail.errors import BadConfigError
+from dovetail.pipeline import Standing
+from dovetail.records import Release
+
+CONFIG_FILE = "dovetail.toml"
+
+
+def configure(run: str | None, config_file: str | None, keys: dict[str, Any]) -> tuple[Config, Run]:
+    """The resolved configuration and the run folder.
+
+    `keys` are nested tables laid over the configuration file: the one named, else ./dovetail.toml, else the copy
+    that the run folder keeps. The run folder is `runs/<name of the pictures' folder>` where none is named.
+    """
+    kept = Path(run) / CONFIG_FILE if run else None
+    choices = [Path(config_file)] if config_file else [p for p in (Path(CONFIG_FILE), kept) if p is not None and p.exists()]
+    data = settings.merged(settings.read(choices[0]) if choices else {}, keys)
+    config = settings.validated(data, str(choices[0]) if choices else "the flags")
+    if run is None:
+        if not config.sourcing.folder:
+            raise BadConfigError("no run folder is named and no folder of pictures", do="give --run DIR, or [sourcing] folder in dovetail.toml")
+        run = str(Path("runs") / safe_name(Path(config.sourcing.folder).resolve().name))
+    return _resolved(config), Run(Path(run).expanduser())
+
+
+def _resolved(config: Config) -> Config:
+    """What is left open by the file and follows from the rest: absolute folder, name and registry."""
+    folder = str(Path(config.sourcing.folder).expanduser().resolve()) if config.sourcing.folder else ""
+    name = config.repo.name or (safe_name(Path(folder).name) if folder else "")
+    registry = str(Path(config.repo.registry).expanduser().resolve()) if config.repo.registry else str(default_root())
+    return config.model_copy(
+        update={
+            "sourcing": config.sourcing.model_copy(update={"folder": folder}),
+            "repo": config.repo.model_copy(update={"name": safe_name(name) if name else "", "registry": registry}),
+        }
+    )
+
+
+def advance(config: Config, run: Run, until: str, only: bool, show: Show) -> dict[str, Artifact]:
+    """Bring the run up to `until`, keep the configuration beside it, write the report."""
+    write_bytes(run.root / CONFIG_FILE, settings.text(config, comments=False).encode())
+    sealed = pipeline.run(config, run, show, until, only)
+    report.write(config, run, sealed)
+    return sealed
+
+
+def run(folder: str = "", *, run: str | None = None, until: str = "production", config: str | None = None, quiet: bool = True, **keys: Any) -> dict[str, Artifact]:
+    """All stages up to `until`, on a folder of captioned pictures; what is sealed is not done again.
+
+    `keys` are tables of the configuration: `run("pictures", training={"steps": 400})`.
+    """
+    tables = settings.merged(keys, {"sourcing": {"folder": folder}} if folder else {})
+    resolved, place = configure(run, config, tables)
+    return advance(resolved, place, until, False, Show(quiet))
+
+
+def _verb(stage: str) -> Any:
+    def verb(*, run: str | None = None, config: str | None = None, quiet: bool = True, **keys: Any) -> Artifact:
+        resolved, place = configure(run, config, {stage: keys} if keys else {})
+        return advance(resolved, place, stage, True, Show(quiet))[stage]
+
+    verb.__name__ = verb.__qualname__ = next(s.verb for s in pipeline.STAGES if s.name == stage)
+    verb.__doc__ = f"The stage `{stage}` alone, on what the stages before it left; keywords are keys of its table."
+    return verb
+
+
+source, gather, wrangle, build, process = (_verb(s) for s in ("sourcing", "gathering", "wrangling", "buildout", "processing"))
+train, evaluate, publish, release = (_verb(s) for s in ("training", "evaluation", "repo", "production"))
+
+
+def status(run: str | None = None, config: str | None = None) -> list[Standing]:
+    """Where each stage of a run stands."""
+    return pipeline.status(*configure(run, config, {}))
+
+
+def _located(model: str, registry: Registry) -> tuple[Path, str, str]:
+    """Folder, name and version of `embedded`, a folder, or a registry name (`name` or `name@version`)."""
+    if model == "embedded" or Path(model).expanduser().is_dir():
+        folder = bases.find(model)
+        return folder, "embedded" if model == "embedded" else safe_name(folder.name), "local"
+    folder, version = registry.find(model)
+    return folder, model.partition("@")[0], version
+
+
+def paint(model: str, prompt: str, *, seed: int = 0, steps: int = 20, guidance_scale: float = 4.0, negative_prompt: str = "", out: str | None = None) -> bytes:
+    """One picture as PNG bytes, written to `out` where given. `model`: a folder, a registry name, or `embedded`."""
+    from dovetail.edges import app, models
+    from dovetail.stages import endpoint
+
+    folder, name, version = _located(model, Registry(default_root()))
+    del models
+    engine = endpoint.engine_of(folder, name, version)
+    wish = app.Wish(prompt=prompt, negative_prompt=negative_prompt, seed=seed, steps=steps, guidance_scale=guidance_scale)
+    picture = engine.paint(wish)
+    if out:
+        write_bytes(Path(out), picture)
+    return picture
+
+
+def serve(model: str, config: Endpoint | None = None, registry: str | None = None, quiet: bool = False) -> None:
+    """Answer requests until stopped; a registry name is followed as it is promoted and rolled back."""
+    from dovetail.stages import endpoint
+
+    place = Registry(Path(registry) if registry else default_root())
+    _, name, _ = _located(model, place)
+
+    def find() -> tuple[Path, str]:
+        folder, _, version = _located(model, place)
+        return folder, version
+
+    endpoint.serve(find, name, config or Endpoint(), Show(quiet))
+
+
+def promote(name: str, version: str, reason: str = "", registry: str | None = None) -> Release:
+    """Put a published version in force."""
+    return Registry(Path(registry) if registry else default_root()).promote(name, version, reason)
+
+
+def rollback(name: str, reason: str = "", registry: str | None = None) -> Release:
+    """Put the version before the current one back in force."""
+    return Registry(Path(registry) if registry else default_root()).rollback(name, reason)

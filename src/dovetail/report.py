@@ -1,0 +1,153 @@
+"""The report of a run: what the sealed artifacts say, in one self-contained page."""
+
+import base64
+import json
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dovetail.config import Config
+from dovetail.core import digests, pages
+from dovetail.edges import settings
+from dovetail.edges.folders import Artifact, Run, write_bytes
+from dovetail.records import Example, Rejected, ScoredSample
+
+SHOWN_PAIRS, SHOWN_OTHERS, SHOWN_DATA, SHOWN_REJECTED = 12, 8, 60, 200
+LAYOUT = 1
+
+
+def write(config: Config, run: Run, sealed: Mapping[str, Artifact]) -> Path:
+    """RUN/report.html, of the stages that are sealed; left alone where nothing changed."""
+    path = run.root / "report.html"
+    made_from = digests.of_data([LAYOUT, config.model_dump(mode="json"), {k: v.content for k, v in sorted(sealed.items())}])
+    if path.exists() and f"made from {made_from}" in path.read_text(encoding="utf-8")[:300]:
+        return path
+    parts = [_verdict(sealed), _before_after(sealed), _curves(sealed), _forgotten(sealed), _endpoint(sealed), _data(sealed), _rejected(sealed)]
+    parts.append(_reproduce(config, sealed))
+    name = config.repo.name or "a run"
+    subtitle = f"{config.base} base, {config.training.method} fine-tune, {config.training.steps} steps"
+    write_bytes(path, pages.page(f"Dovetail: {name}", subtitle, made_from, parts).encode())
+    return path
+
+
+def _uri(path: Path) -> str:
+    kind = {".jpg": "jpeg", ".webp": "webp"}.get(path.suffix, "png")
+    return f"data:image/{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def _json(artifact: Artifact, name: str) -> Any:
+    return json.loads((artifact.folder / name).read_text(encoding="utf-8"))
+
+
+def _verdict(sealed: Mapping[str, Artifact]) -> str:
+    if "evaluation" not in sealed:
+        return pages.paragraph("This run has no verdict yet.")
+    verdict = _json(sealed["evaluation"], "verdict.json")
+    target, other, loss = verdict["named"]["target"], verdict["named"]["other"], verdict["test_loss"]
+    facts = [
+        (f"{target['base']:.0%} → {target['tuned']:.0%}", "held-out prompts the judge ranks first among all (base → tuned)"),
+        (f"{other['base']:.0%} → {other['tuned']:.0%}", "the same for prompts of other things"),
+        (f"{verdict['copies']['share']:.0%}", "of samples nearer to a training picture than 99 % of held-out pictures are"),
+    ]
+    if loss["base"] is not None:
+        facts.append((f"{loss['base']:.3f} → {loss['tuned']:.3f}", "step loss on the test pictures, fixed noise (base → tuned)"))
+    plot = f"<figure style='max-width:30rem'>{pages.picture(_uri(sealed['evaluation'].folder / 'scores.png'), 'scores of base and tuned model')}</figure>"
+    return pages.verdict_box(verdict) + pages.fact_boxes(facts) + pages.section("Scores, paired by prompt and seed", plot)
+
+
+def _pictures(evaluation: Artifact, sample: ScoredSample, dataset: Path | None) -> list[tuple[str, str]]:
+    shown = [("base", _uri(evaluation.folder / sample.base_file)), ("tuned", _uri(evaluation.folder / sample.tuned_file))]
+    if dataset is not None:
+        shown.append(("nearest training picture", _uri(dataset / sample.nearest_file)))
+    return shown
+
+
+def _before_after(sealed: Mapping[str, Artifact]) -> str:
+    if "evaluation" not in sealed:
+        return ""
+    evaluation, dataset = sealed["evaluation"], sealed["buildout"].folder / "dataset"
+    target = [s for s in evaluation.records(ScoredSample) if s.axis == "target"]
+    first_of_each = list({s.prompt: s for s in reversed(target)}.values())[::-1]
+    items = [
+        (_pictures(evaluation, s, dataset), f"{s.prompt} · seed {s.seed} · judge {s.base_score:.1f} → {s.tuned_score:.1f}")
+        for s in (first_of_each + [s for s in target if s not in first_of_each])[:SHOWN_PAIRS]
+    ]
+    return pages.section("Before and after, same prompts, same seeds", pages.paragraph("None of these captions or pictures was learnt from."), pages.side_by_side(items))
+
+
+def _forgotten(sealed: Mapping[str, Artifact]) -> str:
+    if "evaluation" not in sealed:
+        return ""
+    evaluation = sealed["evaluation"]
+    others = sorted((s for s in evaluation.records(ScoredSample) if s.axis == "other"), key=lambda s: s.tuned_score - s.base_score)
+    items = [(_pictures(evaluation, s, None), f"{s.prompt} · judge {s.base_score:.1f} → {s.tuned_score:.1f}") for s in others[:SHOWN_OTHERS]]
+    return pages.section("Other prompts: what was forgotten", pages.paragraph("The prompts that lost most, worst first.") if items else "", pages.side_by_side(items))
+
+
+def _curves(sealed: Mapping[str, Artifact]) -> str:
+    if "training" not in sealed:
+        return ""
+    folder = sealed["training"].folder
+    told = _json(sealed["training"], "training.json")
+    grids = [
+        f"<figure>{pages.picture(_uri(p), f'samples after step {int(p.stem[5:])}')}<figcaption>after step {int(p.stem[5:])}</figcaption></figure>"
+        for p in sorted((folder / "samples").glob("step-*.png"))
+    ]
+    facts = [
+        (told["method"], "method"),
+        (f"{told['pictures_seen']:,}", "pictures seen"),
+        (f"{told['train_pictures']} + {told['rehearsal_pictures']}", "training pictures + rehearsal pictures"),
+        (f"{told['learning_rate']:g}", "learning rate"),
+    ]
+    plot = f"<figure>{pages.picture(_uri(folder / 'loss.png'), 'loss curves')}</figure>"
+    names = "Validation prompts at fixed seeds: " + "; ".join(told["sample_prompts"])
+    return pages.section("Training", pages.fact_boxes(facts), "<br>" + plot, pages.paragraph(names), *grids)
+
+
+def _endpoint(sealed: Mapping[str, Artifact]) -> str:
+    if "endpoint" not in sealed:
+        return ""
+    told = _json(sealed["endpoint"], "endpoint.json")
+    figure = pages.side_by_side([([("answer of the endpoint", _uri(sealed["endpoint"].folder / "picture.png"))], told["request"]["prompt"])])
+    said = f"The endpoint was started on the published model ({told['health']['model']} {told['version']}), asked over HTTP, and answered with this picture."
+    released = ""
+    if "production" in sealed:
+        release = _json(sealed["production"], "release.json")
+        released = pages.paragraph(f"Release: {'in force' if release['released'] else 'held back'}. {release['why']}")
+    return pages.section("Endpoint and release", pages.paragraph(said), figure, released)
+
+
+def _data(sealed: Mapping[str, Artifact]) -> str:
+    if "buildout" not in sealed:
+        return ""
+    examples = sealed["buildout"].records(Example)
+    splits = Counter(e.split for e in examples)
+    groups = {s: len({e.group for e in examples if e.split == s}) for s in splits}
+    table = pages.rows(("split", "pictures", "groups"), [(s, splits[s], groups[s]) for s in ("train", "validation", "test") if s in splits])
+    licences = Counter((e.licence, e.author, e.origin) for e in examples)
+    rights = pages.rows(("licence", "author", "origin", "pictures"), [(*k, n) for k, n in sorted(licences.items())])
+    shown = pages.strip([(_uri(sealed["buildout"].folder / "dataset" / e.file), e.caption) for e in examples[:SHOWN_DATA] if e.width * e.height <= 512 * 512])
+    return pages.section("Data", table, "<br>" + shown, "<br>" + rights)
+
+
+def _rejected(sealed: Mapping[str, Artifact]) -> str:
+    if "wrangling" not in sealed:
+        return ""
+    rejected = sealed["wrangling"].records(Rejected, "rejected.jsonl")
+    if not rejected:
+        return pages.section("Rejected pictures", pages.paragraph("None: every picture could be used."))
+    table = pages.rows(("picture", "reason", "detail"), [(r.name, r.reason, r.detail) for r in rejected[:SHOWN_REJECTED]])
+    more = pages.paragraph(f"and {len(rejected) - SHOWN_REJECTED} more, in rejected.jsonl") if len(rejected) > SHOWN_REJECTED else ""
+    return pages.section("Rejected pictures", table, more)
+
+
+def _reproduce(config: Config, sealed: Mapping[str, Artifact]) -> str:
+    table = pages.rows(
+        ("stage", "content", "made", "seconds", "dovetail"),
+        [(n, a.content[:16], a.manifest.made_at, f"{a.manifest.seconds:.1f}", a.manifest.dovetail) for n, a in sealed.items() if n != "base"],
+    )
+    command = f"dovetail run {config.sourcing.folder} --config dovetail.toml"
+    text = f"<pre>{pages.escape(command)}\n\n# dovetail.toml\n{pages.escape(settings.text(config, comments=False))}</pre>"
+    base = pages.paragraph(f"Base: {config.base}, content {sealed['base'].content[:16]}." if "base" in sealed else "")
+    return pages.section("How to reproduce", base, text, table)

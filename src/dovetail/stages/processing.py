@@ -1,0 +1,100 @@
+"""Stage 5, data processing: pictures and words to latents and embeddings, cached by what they depend on."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dovetail.config import Processing
+from dovetail.core import crops, digests
+from dovetail.edges import pixels, tensors
+from dovetail.edges.folders import Artifact, Desk, write_bytes, write_json, write_records
+from dovetail.edges.models import Models
+from dovetail.engines import painter
+from dovetail.records import Example, LatentRow
+
+BATCH = 16
+REHEARSAL_STEPS, REHEARSAL_GUIDANCE, REHEARSAL_SEED = 20, 4.0, 50_000
+
+
+def process(dataset: Artifact, base: Artifact, models: Models, config: Processing, shipped: list[str], desk: Desk) -> None:
+    """Dataset -> `latents.safetensors` (moments of every view), `captions.safetensors` (text states) and `records.jsonl`.
+
+    `shipped` are the prompts of other things that came with the base: what it paints of them is learnt along.
+    """
+    examples = dataset.records(Example)
+    side = config.resolution or models.resolution
+    recipe = {"side": side, "centre": config.centre_crop, "flip": config.random_flip, "vae": _part_digest(base, "vae/")}
+    rows = [_row(example, recipe) for example in examples]
+    moments = _moments(rows, examples, dataset.folder / "dataset", models, config, side, desk)
+    prompts = list(config.rehearsal_prompts) or shipped
+    rehearsed = [prompts[i % len(prompts)] for i in range(config.rehearsal_pictures)] if prompts else []
+    captions = sorted({"", *(e.caption for e in examples), *rehearsed})
+    write_bytes(desk.folder / "latents.safetensors", tensors.to_bytes(moments))
+    write_bytes(desk.folder / "captions.safetensors", tensors.to_bytes({"states": _states(captions, models, desk)}))
+    write_json(desk.folder / "captions.json", captions)
+    write_json(desk.folder / "resolution.json", {"side": side, "cut_captions": _cut(captions, models)})
+    if rehearsed:
+        asked = digests.of_data([base.content, rehearsed, REHEARSAL_SEED])
+        write_bytes(desk.folder / "rehearsal.safetensors", tensors.to_bytes({"latents": _rehearsal(rehearsed, asked, models, desk)}))
+        write_json(desk.folder / "rehearsal.json", {"asked": asked, "captions": rehearsed})
+    write_records(desk.folder / "records.jsonl", rows)
+
+
+def _row(example: Example, recipe: dict[str, object]) -> LatentRow:
+    item = digests.of_data([example.file.split("/")[1], recipe])
+    return LatentRow(item=item, key=example.key, split=example.split, caption=example.caption, name=example.name, file=example.file, row=0)
+
+
+def _part_digest(base: Artifact, prefix: str) -> str:
+    return digests.of_files({k: v for k, v in base.manifest.files.items() if k.startswith(prefix)})
+
+
+def _moments(
+    rows: list[LatentRow], examples: list[Example], root: Path, models: Models, config: Processing, side: int, desk: Desk
+) -> dict[str, Tensor]:
+    """Item digest -> moments (views, 2c, h, w); what an earlier artifact holds is taken from there."""
+    wanted = {row.item for row in rows}
+    known: dict[str, Tensor] = {}
+    for artifact in desk.before:
+        known |= {k: v for k, v in tensors.read(artifact.folder / "latents.safetensors").items() if k in wanted}
+    todo = [(row, example) for row, example in zip(rows, examples, strict=True) if row.item not in known]
+    for row, example in desk.show.track(todo, "pictures to latents", len(todo)):
+        views = crops.views(example.width, example.height, side, centre=config.centre_crop, flip=config.random_flip, key=example.key)
+        picture = pixels.read(root / row.file)
+        batch = torch.stack([_cut_out(picture, view, side) for view in views])
+        known[row.item] = models.moments(batch).cpu()
+    return known
+
+
+def _cut_out(picture: np.ndarray, view: crops.View, side: int) -> Tensor:
+    """Pixels (3, side, side) in -1..1 of one view."""
+    scaled = pixels.resized(picture, view.width, view.height)[view.top : view.top + side, view.left : view.left + side]
+    seen = scaled[:, ::-1] if view.mirrored else scaled
+    return torch.from_numpy(np.ascontiguousarray(seen)).permute(2, 0, 1).float() / 127.5 - 1
+
+
+def _states(captions: list[str], models: Models, desk: Desk) -> Tensor:
+    """Text states (captions, tokens, width)."""
+    batches = [captions[i : i + BATCH] for i in range(0, len(captions), BATCH)]
+    return torch.cat([models.embed(batch).cpu() for batch in desk.show.track(batches, "captions to embeddings", len(batches))])
+
+
+def _cut(captions: list[str], models: Models) -> list[str]:
+    """Captions longer than the text encoder reads."""
+    lengths = models.tokenizer(captions, truncation=False, verbose=False).input_ids
+    return [c for c, ids in zip(captions, lengths, strict=True) if len(ids) > models.tokenizer.model_max_length]
+
+
+def _rehearsal(prompts: list[str], asked: str, models: Models, desk: Desk) -> Tensor:
+    """Scaled latents (prompts, c, h, w) that the base paints; an earlier artifact's are used again."""
+    for artifact in desk.before:
+        file = artifact.folder / "rehearsal.json"
+        if file.exists() and f'"{asked}"' in file.read_text():
+            return tensors.read(artifact.folder / "rehearsal.safetensors")["latents"]
+    orders = [painter.Order(prompt=p, seed=REHEARSAL_SEED + i) for i, p in enumerate(prompts)]
+    with desk.show.bar("rehearsal pictures", len(orders)) as advance:
+        return painter.paint_latents(
+            models, orders, steps=REHEARSAL_STEPS, guidance_scale=REHEARSAL_GUIDANCE, batch_size=BATCH, on_batch=lambda n: advance(n, "")
+        )

@@ -1,0 +1,110 @@
+"""Stage 8, model upload: construct the repository (folder, card, licences, checksums) and put it into the registry."""
+
+import json
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from dovetail.config import Repo
+from dovetail.core import cards, digests
+from dovetail.edges import models as model_edge
+from dovetail.edges import pixels
+from dovetail.edges.folders import Artifact, Desk, digest_folder, link_or_copy, write_bytes, write_json
+from dovetail.edges.models import Models
+from dovetail.edges.registry import Registry
+from dovetail.errors import StoreError
+from dovetail.records import Example, Rejected, ScoredSample
+
+KEPT_FROM_BASE = ("vae", "text_encoder", "tokenizer", "scheduler", "feature_extractor", "safety_checker")
+PAIRS_SHOWN = 8
+
+
+def publish(
+    base_name: str, base: Artifact, pairs: Artifact, dataset: Artifact, checkpoint: Artifact, verdict: Artifact,
+    tuned: Models, method: str, config: Repo, desk: Desk,
+) -> None:  # fmt: skip
+    """Checkpoint and verdict -> `model/`, a diffusers folder with everything but the U-Net byte for byte the base's.
+
+    Each written weight file is read back and compared before the folder is published.
+    """
+    root = desk.folder / "model"
+    shutil.rmtree(root, ignore_errors=True)
+    for part in KEPT_FROM_BASE:
+        for file in sorted(f for f in base.manifest.files if f.startswith(f"{part}/")):
+            link_or_copy(base.folder / file, root / file)
+    training = json.loads((checkpoint.folder / "training.json").read_text())
+    if method == "lora":
+        model_edge.lora_files(tuned.unet, root)
+        model_edge.fuse_lora(tuned.unet)
+    model_edge.save_unet(tuned.unet, root / "unet", config.dtype)
+    write_json(root / "model_index.json", json.loads((base.folder / "model_index.json").read_text()))
+    _read_back(tuned, root, config)
+    examples = dataset.records(Example)
+    told = json.loads((verdict.folder / "verdict.json").read_text())
+    write_bytes(root / "eval" / "before-after.png", before_after(verdict))
+    write_json(root / "eval" / "verdict.json", told)
+    write_json(root / "provenance.json", _provenance(base_name, base, dataset, checkpoint, examples))
+    facts = {
+        "name": config.name, "base": base_name, "base_licence": _base_licence(base), "training": training, "verdict": told,
+        "examples": examples, "rejected": pairs.records(Rejected, "rejected.jsonl"), "picture": "eval/before-after.png",
+        "versions": {name: version(name) for name in ("dovetail", "diffusers", "transformers", "torch")},
+    }  # fmt: skip
+    write_bytes(root / "README.md", cards.model_card(facts).encode())
+    for name in sorted(f for f in base.manifest.files if "/" not in f and f.upper().startswith(("LICENSE", "LICENCE", "NOTICE"))):
+        link_or_copy(base.folder / name, root / name)
+    write_bytes(root / "NOTICE", _notice(base_name, examples).encode())
+    sums = digest_folder(root)
+    write_bytes(root / "SHA256SUMS", "".join(f"{sha}  {name}\n" for name, sha in sums.items()).encode())
+    number = digests.of_files(sums)[:12]
+    Registry(Path(config.registry)).add(config.name, number, root)
+    write_json(desk.folder / "published.json", {"name": config.name, "version": number, "registry": config.registry})
+
+
+def before_after(verdict: Artifact) -> bytes:
+    """PNG: different held-out prompts, the base above and the tuned model below, at the same seeds, four times as large."""
+    samples = [s for s in verdict.records(ScoredSample) if s.axis == "target"]
+    first = list({s.prompt: s for s in reversed(samples)}.values())[::-1]
+    chosen = (first + [s for s in samples if s not in first])[:PAIRS_SHOWN]
+    if not chosen:
+        return pixels.png(pixels.grid([pixels.read(f) for f in sorted(verdict.folder.rglob("*.png"))[:1]], 1))
+    files = [s.base_file for s in chosen] + [s.tuned_file for s in chosen]
+    pictures = [pixels.read(verdict.folder / f) for f in files]
+    times = max(1, 192 // pictures[0].shape[0])
+    return pixels.png(pixels.grid([pixels.enlarged(p, times) for p in pictures], len(chosen), gap=8))
+
+
+def _read_back(tuned: Models, root: Path, config: Repo) -> None:
+    written = Models(root, torch.device("cpu")).unet.state_dict()
+    kind = getattr(torch, config.dtype)
+    for name, tensor in tuned.unet.state_dict().items():
+        if name not in written or not torch.equal(written[name], tensor.cpu().to(kind).float()):
+            raise StoreError(f"the written U-Net differs from the trained one at {name}", do="check the disk and run the same command again")
+
+
+def _base_licence(base: Artifact) -> str:
+    """As the base's own card states it."""
+    card = base.folder / "README.md"
+    for line in card.read_text(encoding="utf-8", errors="replace").splitlines() if card.exists() else []:
+        if line.startswith("license:"):
+            return line.removeprefix("license:").strip()
+    return "not stated"
+
+
+def _provenance(base_name: str, base: Artifact, dataset: Artifact, checkpoint: Artifact, examples: list[Example]) -> dict[str, object]:
+    return {
+        "base": {"name": base_name, "content": base.content, "files": base.manifest.files},
+        "dataset": {"content": dataset.content},
+        "checkpoint": {"content": checkpoint.content, "asked": checkpoint.manifest.asked},
+        "pictures": [
+            {"sha256": e.key, "name": e.name, "split": e.split, "caption": e.caption, "license": e.licence, "author": e.author, "origin": e.origin}
+            for e in examples
+        ],
+    }
+
+
+def _notice(base_name: str, examples: list[Example]) -> str:
+    lines = [f"This model was made from {base_name} by changing the weights of its U-Net.", "", "It was tuned on pictures by:"]
+    lines += [f"- {author} ({licence}), {n} pictures" for licence, author, n in cards.licence_rows(examples)]
+    return "\n".join(lines) + "\n"
