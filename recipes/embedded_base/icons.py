@@ -74,7 +74,7 @@ def load_icons(downloads: Path, set_names: list[str], side: int = 160) -> dict[t
 
 
 def load_broad(downloads: Path, set_names: list[str], count: int, side: int = 160) -> dict[tuple[str, str], np.ndarray]:
-    """`count` further icons of each set, held-out ones and flags left out, for the autoencoder to see more than the vocabulary."""
+    """`count` further icons of each set, no held-out ones and no flags: the autoencoder is to see more than the vocabulary."""
     barred = {v.replace("-", "") for v in VOCABULARY["held_out"]["icons"]}
     icons = {}
     for name in set_names:

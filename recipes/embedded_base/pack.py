@@ -44,6 +44,63 @@ def index() -> dict:
     }  # fmt: skip
 
 
+def last_row(file: Path) -> dict:
+    """The newest line of a training's log."""
+    return json.loads(file.read_text().splitlines()[-1]) if file.exists() else {}
+
+
+def notice() -> str:
+    """Whose art the weights were learnt from."""
+    lines = ["The embedded base of Dovetail was trained on renderings of these icon sets:", ""]
+    lines += [
+        f"- {about['package']} by {about['author']}, {about['licence']} ({about['used_by']})" for about in icons.SETS.values()
+    ]
+    return "\n".join([*lines, "- Debian openclipart-svg, public domain (the judge's television drawings)", ""])
+
+
+def card(build: Path) -> str:
+    """README.md of the base, from the trainings' own logs."""
+    vae, unet = last_row(build / "vae.jsonl"), last_row(build / "unet.jsonl")
+    towers = [json.loads(line) for line in (build / "towers.jsonl").read_text().splitlines()]
+    scores = {
+        role: next((r["top1"] for r in reversed(towers) if r["role"] == role), float("nan")) for role in ("generator", "judge")
+    }
+    sets = "\n".join(f"| {a['package']} | {a['author']} | {a['licence']} | {a['used_by']} |" for a in icons.SETS.values())
+    return f"""---
+license: apache-2.0
+library_name: diffusers
+pipeline_tag: text-to-image
+tags:
+- stable-diffusion
+- dovetail
+---
+
+# Dovetail's embedded base, version 1
+
+A small but complete Stable Diffusion for 64x64 pictures, trained from scratch by `recipes/embedded_base` on openly licensed
+icon art: tokenizer, CLIP text encoder, VAE, U-Net, scheduler, all diffusers and transformers classes, and a CLIP judge of its own.
+It exists so that fine-tuning can be learnt, tested and shown on a laptop without a GPU or a download.
+
+It knows {len(icons.THINGS)} things ({", ".join(icons.THINGS)}) in three styles (shaded, soft, flat) on plain and gradient
+backgrounds. It was never shown a television, a computer screen or a laptop.
+
+| part | figure |
+|---|---|
+| VAE, held-out composites | {vae.get("psnr", float("nan")):.1f} dB |
+| text tower: right caption among 64, unseen scenes | {scores["generator"]:.0%} |
+| judge: the same, disturbed renderings | {scores["judge"]:.0%} |
+| U-Net | {unet.get("images", 0):,} pictures in {unet.get("minutes", 0):.0f} minutes on two shared CPU cores |
+
+| art | author | licence | seen by |
+|---|---|---|---|
+{sets}
+| Debian openclipart-svg, television drawings | many hands | public domain | judge |
+
+**Limits.** Version 1 is modest: backgrounds are right, common objects are recognisable or nearly so, details are soft, two objects in
+one picture rarely work. The weights are under Apache-2.0; the attribution that CC-BY-4.0 asks for is in `NOTICE`.
+"""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--build", type=Path, required=True)
@@ -54,9 +111,16 @@ def main() -> None:
             shutil.rmtree(args.base / part, ignore_errors=True)
             shutil.copytree(args.build / part, args.base / part)
             halve(args.base / part)
-    judge = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": {"shortest_edge": scenes.SIDE}, "image_processor_type": "CLIPImageProcessor"}
+    judge = {
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+        "size": {"shortest_edge": scenes.SIDE},
+        "image_processor_type": "CLIPImageProcessor",
+    }
     if (args.base / "judge").exists():
         (args.base / "judge" / "preprocessor_config.json").write_text(json.dumps(judge, indent=2) + "\n")
+    (args.base / "README.md").write_text(card(args.build))
+    (args.base / "NOTICE").write_text(notice())
     (args.base / "model_index.json").write_text(json.dumps(index(), indent=2) + "\n")
     (args.base / "prompts.json").write_text(json.dumps(prompts(), indent=1) + "\n")
     AutoencoderKL.from_pretrained(args.base / "vae")

@@ -36,7 +36,7 @@ def article(noun: str) -> str:
     return ("an " if noun[0] in "aeiou" else "a ") + noun
 
 
-def draw_scene(rng: np.random.Generator, things: list[tuple[str, str]], pair_share: float = 0.15) -> Scene:
+def draw_scene(rng: np.random.Generator, things: list[tuple[str, str]], pair_share: float = 0.05) -> Scene:
     """A random scene of (thing, set) pairs; `pair_share` of the scenes hold two objects."""
     names = list(COLOURS)
     background = tuple(rng.choice(names, size=2 if rng.random() < 0.25 else 1, replace=False).tolist())
@@ -48,14 +48,19 @@ def draw_scene(rng: np.random.Generator, things: list[tuple[str, str]], pair_sha
         across = rng.random() < 0.6
         spots = ((0.5 - offset, 0.5), (0.5 + offset, 0.5)) if across else ((0.5, 0.5 - offset), (0.5, 0.5 + offset))
         objects = tuple(
-            Placed(thing=t, style=s, centre=(x + wobble[2 * k] * 0.4, y + wobble[2 * k + 1] * 0.4), size=rng.uniform(0.36, 0.45))
+            Placed(
+                thing=t,
+                style=s,
+                centre=(x + wobble[2 * k] * 0.4, y + wobble[2 * k + 1] * 0.4),
+                size=rng.uniform(0.36, 0.45),
+            )
             for k, ((t, s), (x, y)) in enumerate(zip((first, second), spots, strict=True))
         )
     else:
         thing, style = things[rng.integers(len(things))]
-        size = rng.uniform(0.42, 0.9)
+        size = rng.uniform(0.6, 0.92)
         room = max(0.0, 0.5 - size / 2 - 0.02)
-        centre = tuple((0.5 + rng.uniform(-room, room, 2) * (1 if rng.random() < 0.5 else 0.3)).tolist())
+        centre = tuple((0.5 + rng.uniform(-room, room, 2) * (1 if rng.random() < 0.25 else 0.15)).tolist())
         objects = (Placed(thing=thing, style=style, centre=centre, size=size),)
     return Scene(objects=objects, background=background, direction=int(rng.integers(2)))
 
@@ -67,7 +72,7 @@ def describe(rng: np.random.Generator, scene: Scene, style_words: dict[str, str]
     one_style = len({o.style for o in scene.objects}) == 1
     word = style_words.get(first.style, "") if one_style and rng.random() < 0.6 else ""
     if len(nouns) == 1:
-        size = "small " if first.size < 0.55 else "big " if first.size > 0.78 else ""
+        size = "small " if first.size < 0.66 else "big " if first.size > 0.86 else ""
         size = size if rng.random() < 0.4 else ""
         what = article(size + nouns[0])
         where = position_of(first) if rng.random() < 0.5 else ""

@@ -77,7 +77,7 @@ def caption(rng: np.random.Generator, drawing: Drawing, scene: scenes.Scene) -> 
     return opening + what + scenes.background_words(rng, scene)
 
 
-def write_examples(downloads: Path, out: Path, copies: int = 6, side: int = 128) -> None:
+def write_examples(downloads: Path, out: Path, copies: int = 10, side: int = 128) -> None:
     """The tuning set: every tuning drawing on `copies` backgrounds, with captions, authors and licences."""
     out.mkdir(parents=True, exist_ok=True)
     rows = []
@@ -91,7 +91,12 @@ def write_examples(downloads: Path, out: Path, copies: int = 6, side: int = 128)
             row = {"file_name": name, "text": caption(rng, drawing, scene), "group": drawing.name}
             rows.append(row | {"author": drawing.author, "license": drawing.licence, "source": drawing.source})
     (out / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    lines = ["# Where these pictures come from", "", "Drawings placed on plain backgrounds by `recipes/embedded_base/televisions.py`.", ""]
+    lines = [
+        "# Where these pictures come from",
+        "",
+        "Drawings placed on plain backgrounds by `recipes/embedded_base/televisions.py`.",
+        "",
+    ]
     lines += ["| drawing | author | licence | source |", "|---|---|---|---|"]
     lines += [f"| {d.name} | {d.author} | {d.licence} | {d.source} |" for d in drawings("tuning", downloads)]
     (out / "ATTRIBUTION.md").write_text("\n".join(lines) + "\n")

@@ -23,8 +23,15 @@ SIZE = dict(hidden_size=192, intermediate_size=640, num_attention_heads=4, hidde
 def build(tokenizer: CLIPTokenizer) -> CLIPModel:
     """A CLIPModel of about 4 M parameters for 64x64 pictures and 24 tokens."""
     ends = dict(bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
-    text = SIZE | ends | dict(
-        vocab_size=len(tokenizer), max_position_embeddings=tokenizer.model_max_length, num_hidden_layers=4, projection_dim=128
+    text = (
+        SIZE
+        | ends
+        | dict(
+            vocab_size=len(tokenizer),
+            max_position_embeddings=tokenizer.model_max_length,
+            num_hidden_layers=4,
+            projection_dim=128,
+        )
     )
     vision = SIZE | dict(image_size=scenes.SIDE, patch_size=8, num_hidden_layers=5, projection_dim=128)
     return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=128))
@@ -62,7 +69,9 @@ def batch_of(step: int, size: int, art: dict, role: str, styles: dict[str, str])
 
 def similarity(model: CLIPModel, tokenizer: CLIPTokenizer, pixels: torch.Tensor, captions: list[str]) -> torch.Tensor:
     """Logits (pictures, captions)."""
-    tokens = tokenizer(captions, padding="max_length", truncation=True, max_length=tokenizer.model_max_length, return_tensors="pt")
+    tokens = tokenizer(
+        captions, padding="max_length", truncation=True, max_length=tokenizer.model_max_length, return_tensors="pt"
+    )
     with torch.autocast("cpu", torch.bfloat16):
         out = model(input_ids=tokens.input_ids, attention_mask=None, pixel_values=pixels)
     return out.logits_per_image.float()
@@ -94,7 +103,10 @@ def main() -> None:
     art = art_for(args.role, args.downloads)
     torch.manual_seed(1 if args.role == "judge" else 2)
     model = build(tokenizer).train()
-    print(f"{args.role}: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {len(art)} icons", flush=True)
+    print(
+        f"{args.role}: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {len(art)} icons",
+        flush=True,
+    )
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=0.05, fused=True)
     state_file, first = args.out / f"{args.role}_state.pt", 0
     if state_file.exists():

@@ -7,7 +7,6 @@ its share of the parameters, so that the sum is one exact large-batch step witho
 
 import argparse
 import json
-import os
 import time
 from pathlib import Path
 
@@ -33,7 +32,7 @@ SCHEDULER = dict(
     set_alpha_to_one=True,
 )  # fmt: skip
 SHARD, REUSE, DROPOUT, EMA_HALF_LIFE = 6144, 3, 0.1, 1500  # pictures, passes, share of captions, steps
-DECAY_SHARE = 0.25  # of the time given: the learning rate falls to zero over it
+DECAY_SHARE = 0.35  # of the time given: the learning rate falls to zero over it
 
 
 def flatten(module: torch.nn.Module, shared: torch.Tensor) -> None:
@@ -94,8 +93,13 @@ def worker(rank: int, world: int, args: argparse.Namespace, vectors: dict[str, t
         rng = torch.Generator().manual_seed(step * world + rank)
         pick = torch.randint(len(latents), (per_worker,), generator=rng)
         x0 = latents[pick]
-        prompts = [captions[i] if keep else "" for i, keep in zip(pick.tolist(), (torch.rand(per_worker, generator=rng) >= DROPOUT).tolist(), strict=True)]
-        ids = tokenizer(prompts, padding="max_length", truncation=True, max_length=tokenizer.model_max_length, return_tensors="pt").input_ids
+        prompts = [
+            captions[i] if keep else ""
+            for i, keep in zip(pick.tolist(), (torch.rand(per_worker, generator=rng) >= DROPOUT).tolist(), strict=True)
+        ]
+        ids = tokenizer(
+            prompts, padding="max_length", truncation=True, max_length=tokenizer.model_max_length, return_tensors="pt"
+        ).input_ids
         noise = torch.randn(x0.shape, generator=rng)
         # Stratified over the global batch: row k draws its timestep from the k-th of `batch` equal bands.
         band = (torch.arange(per_worker) * world + rank + torch.rand(per_worker, generator=rng)) / args.batch
@@ -132,7 +136,14 @@ def worker(rank: int, world: int, args: argparse.Namespace, vectors: dict[str, t
             last = now
             if (step + 1) % args.log_every == 0:
                 done = int(clock["step"])
-                row = dict(step=done, images=done * args.batch, loss=float(np.mean(losses)), norm=norm, lr=lr, minutes=float(clock["seconds"]) / 60)
+                row = dict(
+                    step=done,
+                    images=done * args.batch,
+                    loss=float(np.mean(losses)),
+                    norm=norm,
+                    lr=lr,
+                    minutes=float(clock["seconds"]) / 60,
+                )
                 losses = []
                 with (out / "unet.jsonl").open("a") as log:
                     log.write(json.dumps(row) + "\n")
@@ -148,7 +159,7 @@ def save(out: Path, vectors: dict[str, torch.Tensor], clock) -> None:
     """State to a temporary name, then renamed; the averaged weights as a diffusers folder."""
     kept = {k: vectors[k] for k in ("weights", "ema", "first", "second")} | {k: clock[k] for k in ("step", "seconds")}
     torch.save(kept, out / "unet_state.tmp")
-    os.replace(out / "unet_state.tmp", out / "unet_state.pt")
+    (out / "unet_state.tmp").replace(out / "unet_state.pt")
     unet = UNet2DConditionModel(**CONFIG)
     at = 0
     with torch.no_grad():

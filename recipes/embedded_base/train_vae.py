@@ -84,7 +84,15 @@ def main() -> None:
             print(row, flush=True)
             torch.save({"model": vae.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}, state_file)
             both = torch.cat([held_out[:16], rebuilt[:16].clamp(-1, 1)]).permute(0, 2, 3, 1)
-            rows = ((both + 1) * 127.5).round().byte().numpy().reshape(4, 8, 64, 64, 3).transpose(0, 2, 1, 3, 4).reshape(256, 512, 3)
+            rows = (
+                ((both + 1) * 127.5)
+                .round()
+                .byte()
+                .numpy()
+                .reshape(4, 8, 64, 64, 3)
+                .transpose(0, 2, 1, 3, 4)
+                .reshape(256, 512, 3)
+            )
             Image.fromarray(rows).resize((1536, 768)).save(args.out / "vae.png")
     with torch.no_grad():
         latents = vae.encode(batch_of(10**9 + 1, 512, art, pairs)).latent_dist.mean

@@ -1,8 +1,8 @@
 """Dovetail: from a folder of captioned pictures to a Stable Diffusion model that is proven better, packed, and answering.
 
-    import dovetail
-    dovetail.run("pictures/", run="runs/televisions")        # all ten stages
-    dovetail.train(run="runs/televisions", steps=400)         # one stage: its keys are keyword arguments
+import dovetail
+dovetail.run("pictures/", run="runs/televisions")        # all ten stages
+dovetail.train(run="runs/televisions", steps=400)         # one stage: its keys are keyword arguments
 """
 
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,21 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from dovetail.library import build, evaluate, gather, paint, process, publish, release, run, serve, source, status, train, wrangle
+    from dovetail.library import (
+        build,
+        evaluate,
+        gather,
+        paint,
+        process,
+        publish,
+        release,
+        run,
+        serve,
+        source,
+        status,
+        train,
+        wrangle,
+    )
 
 __all__ = [
     "__version__", "build", "evaluate", "gather", "paint", "process", "publish",

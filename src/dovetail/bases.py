@@ -33,7 +33,11 @@ def artifact(name: str, run: Run) -> Artifact:
     Files are digested once; later only their names, sizes and times are compared.
     """
     folder = find(name)
-    stamp = [[p.relative_to(folder).as_posix(), (s := p.stat()).st_size, s.st_mtime_ns] for p in sorted(folder.rglob("*")) if p.is_file()]
+    stamp = [
+        [p.relative_to(folder).as_posix(), (s := p.stat()).st_size, s.st_mtime_ns]
+        for p in sorted(folder.rglob("*"))
+        if p.is_file()
+    ]
     remembered = run.root / "base.json"
     try:
         told = json.loads(remembered.read_text(encoding="utf-8"))

@@ -1,6 +1,8 @@
 """The command line: parse, call, print, exit."""
 
 import os
+import shlex
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -15,14 +17,27 @@ if TYPE_CHECKING:
     from dovetail.edges.folders import Artifact, Run
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
-release_app = typer.Typer(invoke_without_command=True, help="Stage 10 alone; or promote and roll back by hand.", rich_markup_mode=None)
+release_app = typer.Typer(
+    invoke_without_command=True, help="Stage 10 alone; or promote and roll back by hand.", rich_markup_mode=None
+)
 app.add_typer(release_app, name="release")
 
-RunFlag = Annotated[str | None, typer.Option("--run", metavar="DIR", help="folder of the run [default: runs/<name of the pictures' folder>]")]
-ConfigFlag = Annotated[str | None, typer.Option("--config", metavar="FILE", help="configuration [default: dovetail.toml, else the run's own copy]")]
-SetFlag = Annotated[list[str] | None, typer.Option("--set", metavar="TABLE.KEY=VALUE", help="any key of dovetail.toml; may be repeated")]
+RunFlag = Annotated[
+    str | None,
+    typer.Option("--run", metavar="DIR", help="folder of the run [default: runs/<name of the pictures' folder>]"),
+]
+ConfigFlag = Annotated[
+    str | None,
+    typer.Option("--config", metavar="FILE", help="configuration [default: dovetail.toml, else the run's own copy]"),
+]
+SetFlag = Annotated[
+    list[str] | None, typer.Option("--set", metavar="TABLE.KEY=VALUE", help="any key of dovetail.toml; may be repeated")
+]
 DryFlag = Annotated[bool, typer.Option("--dry-run", help="print the resolved configuration and stop")]
-BaseFlag = Annotated[str | None, typer.Option("--base", metavar="MODEL", help="model to tune: embedded, a diffusers folder, a hub id, a .safetensors file")]
+BaseFlag = Annotated[
+    str | None,
+    typer.Option("--base", metavar="MODEL", help="model to tune: embedded, a diffusers folder, a hub id, a .safetensors file"),
+]
 
 
 def _keys(settings: list[str] | None, **flags: Any) -> dict[str, Any]:
@@ -36,7 +51,9 @@ def _keys(settings: list[str] | None, **flags: Any) -> dict[str, Any]:
     return edge.merged(nested, edge.pairs(settings or []))
 
 
-def _work(stage: str, only: bool, run: str | None, config: str | None, dry_run: bool, keys: dict[str, Any]) -> "tuple[dict[str, Artifact], Run] | None":
+def _work(
+    stage: str, only: bool, run: str | None, config: str | None, dry_run: bool, keys: dict[str, Any]
+) -> "tuple[dict[str, Artifact], Run] | None":
     from dovetail import library
     from dovetail.edges import settings
     from dovetail.edges.console import Show
@@ -58,7 +75,9 @@ def _root(version: Annotated[bool, typer.Option("--version", help="print the ver
 
 @app.command("run")
 def run_command(
-    folder: Annotated[str | None, typer.Argument(help="pictures with captions: metadata.jsonl, metadata.csv, or a .txt beside each")] = None,
+    folder: Annotated[
+        str | None, typer.Argument(help="pictures with captions: metadata.jsonl, metadata.csv, or a .txt beside each")
+    ] = None,
     run: RunFlag = None,
     base: BaseFlag = None,
     until: Annotated[str, typer.Option("--until", metavar="STAGE", help="last stage to bring up")] = "production",
@@ -88,15 +107,29 @@ def _closing_words(sealed: "dict[str, Artifact]", run: "Run") -> None:
     if "production" in sealed:
         told = json.loads((sealed["production"].folder / "release.json").read_text())
         prompt = json.loads((sealed["endpoint"].folder / "endpoint.json").read_text())["request"]["prompt"]
-        home = f"DOVETAIL_HOME={os.environ['DOVETAIL_HOME']} " if "DOVETAIL_HOME" in os.environ else ""
-        typer.echo(f"picture:  {home}dovetail paint {told['name']} \"{prompt}\" --seed 7 --out picture.png")
-        typer.echo(f"endpoint: {home}dovetail serve {told['name']}    then, from elsewhere:")
+        me = _this_command()
+        typer.echo(f"picture:  {me} paint {told['name']} {shlex.quote(prompt)} --seed 7 --out picture.png")
+        typer.echo(f"endpoint: {me} serve {told['name']}    then, from elsewhere:")
         body = json.dumps({"prompt": prompt, "seed": 7})
-        typer.echo(f"  curl -s http://127.0.0.1:8000/v1/images/generations -H 'Content-Type: application/json' -d '{body}'")
+        typer.echo(
+            f"  curl -s http://127.0.0.1:8000/v1/images/generations -H 'Content-Type: application/json' -d {shlex.quote(body)}"
+        )
+
+
+def _this_command() -> str:
+    """How the user can call this program again, with the registry that it used."""
+    home = f"DOVETAIL_HOME={shlex.quote(os.environ['DOVETAIL_HOME'])} " if "DOVETAIL_HOME" in os.environ else ""
+    return home + ("dovetail" if shutil.which("dovetail") else shlex.quote(sys.argv[0]))
 
 
 def _add_verb(stage: str, verb: str, about: str) -> None:
-    def command(run: RunFlag = None, base: BaseFlag = None, config: ConfigFlag = None, settings: SetFlag = None, dry_run: DryFlag = False) -> None:
+    def command(
+        run: RunFlag = None,
+        base: BaseFlag = None,
+        config: ConfigFlag = None,
+        settings: SetFlag = None,
+        dry_run: DryFlag = False,
+    ) -> None:
         done = _work(stage, True, run, config, dry_run, _keys(settings, base=base))
         if done:
             artifact = done[0][stage]
@@ -131,10 +164,14 @@ def source_command(
 
 @app.command("serve")
 def serve_command(
-    model: Annotated[str | None, typer.Argument(help="a folder, a registry name, or embedded [default: what the run published]")] = None,
+    model: Annotated[
+        str | None, typer.Argument(help="a folder, a registry name, or embedded [default: what the run published]")
+    ] = None,
     host: Annotated[str | None, typer.Option("--host", help="address to listen on (endpoint.host)")] = None,
     port: Annotated[int | None, typer.Option("--port", help="port to listen on, 0 for any free one (endpoint.port)")] = None,
-    check: Annotated[bool, typer.Option("--check", help="stage 9 alone: start on what the run published, ask for one picture, stop")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="stage 9 alone: start on what the run published, ask for one picture, stop")
+    ] = False,
     run: RunFlag = None,
     config: ConfigFlag = None,
     settings: SetFlag = None,
@@ -170,12 +207,18 @@ def paint_command(
     """One picture, without a server."""
     from dovetail import library
 
-    library.paint(model, prompt, seed=seed, steps=steps, guidance_scale=guidance_scale, negative_prompt=negative_prompt, out=out)
+    library.paint(
+        model, prompt, seed=seed, steps=steps, guidance_scale=guidance_scale, negative_prompt=negative_prompt, out=out
+    )
     typer.echo(out)
 
 
 @app.command("status")
-def status_command(run: RunFlag = None, config: ConfigFlag = None, as_json: Annotated[bool, typer.Option("--json", help="with the paths of all artifacts")] = False) -> None:
+def status_command(
+    run: RunFlag = None,
+    config: ConfigFlag = None,
+    as_json: Annotated[bool, typer.Option("--json", help="with the paths of all artifacts")] = False,
+) -> None:
     """What is sealed, stale or missing, and why, field by field."""
     import json
 
@@ -188,7 +231,12 @@ def status_command(run: RunFlag = None, config: ConfigFlag = None, as_json: Anno
             typer.echo(f"{s.stage:<11} {s.state:<8} {'; '.join(s.why) or (s.artifact.folder if s.artifact else '')}")
         return
     paths: dict[str, Any] = {
-        s.stage: {"state": s.state, "why": list(s.why), "path": str(s.artifact.folder.resolve()) if s.artifact else None, "content": s.artifact.content if s.artifact else None}
+        s.stage: {
+            "state": s.state,
+            "why": list(s.why),
+            "path": str(s.artifact.folder.resolve()) if s.artifact else None,
+            "content": s.artifact.content if s.artifact else None,
+        }
         for s in found
     }
     repo = next((s.artifact for s in found if s.stage == "repo" and s.artifact), None)
@@ -196,7 +244,17 @@ def status_command(run: RunFlag = None, config: ConfigFlag = None, as_json: Anno
     if repo:
         published = json.loads((repo.folder / "published.json").read_text())
         model = published | {"path": str((repo.folder / "model").resolve())}
-    typer.echo(json.dumps({"run": str(folder.root.resolve()), "report": str((folder.root / "report.html").resolve()), "stages": paths, "model": model}, indent=2))
+    typer.echo(
+        json.dumps(
+            {
+                "run": str(folder.root.resolve()),
+                "report": str((folder.root / "report.html").resolve()),
+                "stages": paths,
+                "model": model,
+            },
+            indent=2,
+        )
+    )
 
 
 @app.command("init")
@@ -215,7 +273,13 @@ def init_command(
 
 
 @release_app.callback()
-def release_command(context: typer.Context, run: RunFlag = None, config: ConfigFlag = None, settings: SetFlag = None, dry_run: DryFlag = False) -> None:
+def release_command(
+    context: typer.Context,
+    run: RunFlag = None,
+    config: ConfigFlag = None,
+    settings: SetFlag = None,
+    dry_run: DryFlag = False,
+) -> None:
     """Stage 10 alone: release what was published, if the proof allows it."""
     if context.invoked_subcommand is None:
         done = _work("production", True, run, config, dry_run, _keys(settings))
@@ -225,11 +289,19 @@ def release_command(context: typer.Context, run: RunFlag = None, config: ConfigF
 
 NameArgument = Annotated[str, typer.Argument(help="name in the registry")]
 ReasonFlag = Annotated[str, typer.Option("--reason", help="kept in the record")]
-RegistryFlag = Annotated[str | None, typer.Option("--registry", metavar="DIR", help="[default: $DOVETAIL_HOME/registry or ~/.dovetail/registry]")]
+RegistryFlag = Annotated[
+    str | None,
+    typer.Option("--registry", metavar="DIR", help="[default: $DOVETAIL_HOME/registry or ~/.dovetail/registry]"),
+]
 
 
 @release_app.command("promote")
-def promote_command(name: NameArgument, version: Annotated[str, typer.Argument(help="version to put in force")], reason: ReasonFlag = "", registry: RegistryFlag = None) -> None:
+def promote_command(
+    name: NameArgument,
+    version: Annotated[str, typer.Argument(help="version to put in force")],
+    reason: ReasonFlag = "",
+    registry: RegistryFlag = None,
+) -> None:
     """Put a published version in force; a running endpoint follows."""
     from dovetail import library
 
@@ -286,7 +358,10 @@ def _explain(error: Exception) -> None:
         _fail(f"the disk is full ({error.filename or 'no file named'}); free some room and run the same command again", 1)
     with tempfile.NamedTemporaryFile("w", prefix="dovetail-fault-", suffix=".txt", delete=False) as file:
         traceback.print_exception(error, file=file)
-    _fail(f"unexpected: {type(error).__name__}: {' '.join(str(error).split())[:200]}; please report it with {file.name}", 70)
+    _fail(
+        f"unexpected: {type(error).__name__}: {' '.join(str(error).split())[:200]}; please report it with {file.name}",
+        70,
+    )
 
 
 def _fail(text: str, code: int) -> None:

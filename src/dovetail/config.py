@@ -41,7 +41,9 @@ class Buildout(Table):
 
     validation_share: float = Field(0.15, ge=0, lt=0.5)
     test_share: float = Field(0.2, ge=0, lt=0.5)
-    near_duplicate_bits: int = Field(6, ge=0, le=32, description="perceptual hashes that differ in fewer bits are compared by colour")
+    near_duplicate_bits: int = Field(
+        6, ge=0, le=32, description="perceptual hashes that differ in fewer bits are compared by colour"
+    )
     seed: int = 0
 
 
@@ -51,8 +53,13 @@ class Processing(Table):
     resolution: int | None = Field(None, gt=0, description="pixels; empty means the base's own")
     centre_crop: bool = Field(True, description="else a random crop, another one each epoch")
     random_flip: bool = Field(True, description="half of the time a picture is seen mirrored")
-    rehearsal_pictures: int = Field(96, ge=0, description="pictures the base paints of other prompts, learnt along against forgetting")
-    rehearsal_prompts: list[str] = Field(default=[], description="empty means those that the base ships, else the dataset's own captions are not rehearsed")
+    rehearsal_pictures: int = Field(
+        96, ge=0, description="pictures the base paints of other prompts, learnt along against forgetting"
+    )
+    rehearsal_prompts: list[str] = Field(
+        default=[],
+        description="empty means those that the base ships, else the dataset's own captions are not rehearsed",
+    )
 
 
 class Training(Table):
@@ -62,7 +69,9 @@ class Training(Table):
     steps: int = Field(320, gt=0, description="optimizer steps")
     batch_size: int = Field(16, gt=0, description="pictures a forward pass")
     gradient_accumulation_steps: int = Field(1, gt=0)
-    learning_rate: float | None = Field(None, gt=0, description="empty: 4e-4 full and 3e-3 LoRA for the embedded base, 1e-5 and 1e-4 else")
+    learning_rate: float | None = Field(
+        None, gt=0, description="empty: 4e-4 full and 3e-3 LoRA for the embedded base, 1e-5 and 1e-4 else"
+    )
     lr_scheduler: Literal["constant", "cosine", "linear"] = "cosine"
     warmup_steps: int = Field(20, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
@@ -83,7 +92,9 @@ class Training(Table):
 class Evaluation(Table):
     """Is it really better than the base, on the test set, and what did it forget or copy?"""
 
-    judge: str = Field("", description="CLIP folder or hub id; empty means the base's own judge, else openai/clip-vit-base-patch32")
+    judge: str = Field(
+        "", description="CLIP folder or hub id; empty means the base's own judge, else openai/clip-vit-base-patch32"
+    )
     max_prompts: int = Field(16, gt=0, description="captions of the test split that are painted")
     seeds_per_prompt: int = Field(4, gt=0)
     other_prompts: int = Field(32, ge=0, description="prompts of other things, to see what was forgotten")

@@ -28,7 +28,10 @@ def configure(run: str | None, config_file: str | None, keys: dict[str, Any]) ->
     config = settings.validated(data, str(choices[0]) if choices else "the flags")
     if run is None:
         if not config.sourcing.folder:
-            raise BadConfigError("no run folder is named and no folder of pictures", do="give --run DIR, or [sourcing] folder in dovetail.toml")
+            raise BadConfigError(
+                "no run folder is named and no folder of pictures",
+                do="give --run DIR, or [sourcing] folder in dovetail.toml",
+            )
         run = str(Path("runs") / safe_name(Path(config.sourcing.folder).resolve().name))
     return _resolved(config), Run(Path(run).expanduser())
 
@@ -54,7 +57,15 @@ def advance(config: Config, run: Run, until: str, only: bool, show: Show) -> dic
     return sealed
 
 
-def run(folder: str = "", *, run: str | None = None, until: str = "production", config: str | None = None, quiet: bool = True, **keys: Any) -> dict[str, Artifact]:
+def run(
+    folder: str = "",
+    *,
+    run: str | None = None,
+    until: str = "production",
+    config: str | None = None,
+    quiet: bool = True,
+    **keys: Any,
+) -> dict[str, Artifact]:
     """All stages up to `until`, on a folder of captioned pictures; what is sealed is not done again.
 
     `keys` are tables of the configuration: `run("pictures", training={"steps": 400})`.
@@ -92,7 +103,16 @@ def _located(model: str, registry: Registry) -> tuple[Path, str, str]:
     return folder, model.partition("@")[0], version
 
 
-def paint(model: str, prompt: str, *, seed: int = 0, steps: int = 20, guidance_scale: float = 4.0, negative_prompt: str = "", out: str | None = None) -> bytes:
+def paint(
+    model: str,
+    prompt: str,
+    *,
+    seed: int = 0,
+    steps: int = 20,
+    guidance_scale: float = 4.0,
+    negative_prompt: str = "",
+    out: str | None = None,
+) -> bytes:
     """One picture as PNG bytes, written to `out` where given. `model`: a folder, a registry name, or `embedded`."""
     from dovetail.edges import app, models
     from dovetail.stages import endpoint

@@ -8,7 +8,6 @@ import dataclasses
 import time
 from collections.abc import Callable
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dovetail import __version__, bases, stages
@@ -67,7 +66,8 @@ STAGES = (
           does=lambda w: stages.processing.process(
               w["buildout"], w["base"], w.models, w.config.processing, bases.prompts(w["base"].folder, "rehearsal"), w.desk)),
     Stage(name="training", verb="train", takes=("processing", "base"),
-          does=lambda w: stages.training.train(w["processing"], w.models, w.config.base == "embedded", w.config.training, w.desk)),
+          does=lambda w: stages.training.train(
+              w["processing"], w.models, w.config.base == "embedded", w.config.training, w.desk)),
     Stage(name="evaluation", verb="evaluate", takes=("buildout", "processing", "training", "base"),
           does=lambda w: stages.evaluation.evaluate(
               w["buildout"], w["processing"], w.models, w.tuned, bases.judge(w["base"].folder, w.config.evaluation),
@@ -107,7 +107,10 @@ def run(config: Config, folder: Run, show: Showing, until: str = "production", o
             digest = digests.of_data(asked)
             artifact = folder.find(stage.name, digest)
             if artifact is None and only and stage.name != until:
-                raise MissingStageError(f"{stage.name} is not done yet", do=f"run `dovetail {stage.verb}` first, or `dovetail run --until {until}`")
+                raise MissingStageError(
+                    f"{stage.name} is not done yet",
+                    do=f"run `dovetail {stage.verb}` first, or `dovetail run --until {until}`",
+                )
             sealed[stage.name] = artifact or _do(stage, config, folder, show, sealed, asked, digest)
             if stage.name == until:
                 break
@@ -115,7 +118,13 @@ def run(config: Config, folder: Run, show: Showing, until: str = "production", o
 
 
 def _do(
-    stage: Stage, config: Config, folder: Run, show: Showing, sealed: dict[str, Artifact], asked: dict[str, Any], digest: str
+    stage: Stage,
+    config: Config,
+    folder: Run,
+    show: Showing,
+    sealed: dict[str, Artifact],
+    asked: dict[str, Any],
+    digest: str,
 ) -> Artifact:
     started = time.perf_counter()
     before = [a for a in folder.all_sealed(stage.name) if a.manifest.asked["version"] == stage.version]

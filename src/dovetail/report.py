@@ -23,7 +23,15 @@ def write(config: Config, run: Run, sealed: Mapping[str, Artifact]) -> Path:
     made_from = digests.of_data([LAYOUT, config.model_dump(mode="json"), {k: v.content for k, v in sorted(sealed.items())}])
     if path.exists() and f"made from {made_from}" in path.read_text(encoding="utf-8")[:300]:
         return path
-    parts = [_verdict(sealed), _before_after(sealed), _curves(sealed), _forgotten(sealed), _endpoint(sealed), _data(sealed), _rejected(sealed)]
+    parts = [
+        _verdict(sealed),
+        _before_after(sealed),
+        _curves(sealed),
+        _forgotten(sealed),
+        _endpoint(sealed),
+        _data(sealed),
+        _rejected(sealed),
+    ]
     parts.append(_reproduce(config, sealed))
     name = config.repo.name or "a run"
     subtitle = f"{config.base} base, {config.training.method} fine-tune, {config.training.steps} steps"
@@ -36,6 +44,10 @@ def _uri(path: Path) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
+def _framed(path: Path, alt: str, style: str = "") -> str:
+    return f'<figure style="{style}">{pages.picture(_uri(path), alt)}</figure>'
+
+
 def _json(artifact: Artifact, name: str) -> Any:
     return json.loads((artifact.folder / name).read_text(encoding="utf-8"))
 
@@ -46,18 +58,29 @@ def _verdict(sealed: Mapping[str, Artifact]) -> str:
     verdict = _json(sealed["evaluation"], "verdict.json")
     target, other, loss = verdict["named"]["target"], verdict["named"]["other"], verdict["test_loss"]
     facts = [
-        (f"{target['base']:.0%} → {target['tuned']:.0%}", "held-out prompts the judge ranks first among all (base → tuned)"),
+        (
+            f"{target['base']:.0%} → {target['tuned']:.0%}",
+            "held-out prompts the judge ranks first among all (base → tuned)",
+        ),
         (f"{other['base']:.0%} → {other['tuned']:.0%}", "the same for prompts of other things"),
-        (f"{verdict['copies']['share']:.0%}", "of samples nearer to a training picture than 99 % of held-out pictures are"),
+        (
+            f"{verdict['copies']['share']:.0%}",
+            "of samples nearer to a training picture than 99 % of held-out pictures are",
+        ),
     ]
     if loss["base"] is not None:
-        facts.append((f"{loss['base']:.3f} → {loss['tuned']:.3f}", "step loss on the test pictures, fixed noise (base → tuned)"))
-    plot = f"<figure style='max-width:30rem'>{pages.picture(_uri(sealed['evaluation'].folder / 'scores.png'), 'scores of base and tuned model')}</figure>"
+        facts.append(
+            (f"{loss['base']:.3f} → {loss['tuned']:.3f}", "step loss on the test pictures, fixed noise (base → tuned)")
+        )
+    plot = _framed(sealed["evaluation"].folder / "scores.png", "scores of base and tuned model", "max-width:30rem")
     return pages.verdict_box(verdict) + pages.fact_boxes(facts) + pages.section("Scores, paired by prompt and seed", plot)
 
 
 def _pictures(evaluation: Artifact, sample: ScoredSample, dataset: Path | None) -> list[tuple[str, str]]:
-    shown = [("base", _uri(evaluation.folder / sample.base_file)), ("tuned", _uri(evaluation.folder / sample.tuned_file))]
+    shown = [
+        ("base", _uri(evaluation.folder / sample.base_file)),
+        ("tuned", _uri(evaluation.folder / sample.tuned_file)),
+    ]
     if dataset is not None:
         shown.append(("nearest training picture", _uri(dataset / sample.nearest_file)))
     return shown
@@ -70,19 +93,44 @@ def _before_after(sealed: Mapping[str, Artifact]) -> str:
     target = [s for s in evaluation.records(ScoredSample) if s.axis == "target"]
     first_of_each = list({s.prompt: s for s in reversed(target)}.values())[::-1]
     items = [
-        (_pictures(evaluation, s, dataset), f"{s.prompt} · seed {s.seed} · judge {s.base_score:.1f} → {s.tuned_score:.1f}")
+        (
+            _pictures(evaluation, s, dataset),
+            f"{s.prompt} · seed {s.seed} · judge {s.base_score:.1f} → {s.tuned_score:.1f}",
+        )
         for s in (first_of_each + [s for s in target if s not in first_of_each])[:SHOWN_PAIRS]
     ]
-    return pages.section("Before and after, same prompts, same seeds", pages.paragraph("None of these captions or pictures was learnt from."), pages.side_by_side(items))
+    return pages.section(
+        "Before and after, same prompts, same seeds",
+        pages.paragraph(_unlearnt(sealed, [s.prompt for s in target])),
+        pages.side_by_side(items),
+    )
+
+
+def _unlearnt(sealed: Mapping[str, Artifact], prompts: list[str]) -> str:
+    learnt = {e.caption for e in sealed["buildout"].records(Example) if e.split == "train"}
+    again = len(set(prompts) & learnt)
+    words = (
+        f"; {again} of the {len(set(prompts))} captions are worded like one that was" if again else ", nor were their captions"
+    )
+    return f"The prompts are captions of test pictures. The pictures were not learnt from{words}."
 
 
 def _forgotten(sealed: Mapping[str, Artifact]) -> str:
     if "evaluation" not in sealed:
         return ""
     evaluation = sealed["evaluation"]
-    others = sorted((s for s in evaluation.records(ScoredSample) if s.axis == "other"), key=lambda s: s.tuned_score - s.base_score)
-    items = [(_pictures(evaluation, s, None), f"{s.prompt} · judge {s.base_score:.1f} → {s.tuned_score:.1f}") for s in others[:SHOWN_OTHERS]]
-    return pages.section("Other prompts: what was forgotten", pages.paragraph("The prompts that lost most, worst first.") if items else "", pages.side_by_side(items))
+    others = sorted(
+        (s for s in evaluation.records(ScoredSample) if s.axis == "other"), key=lambda s: s.tuned_score - s.base_score
+    )
+    items = [
+        (_pictures(evaluation, s, None), f"{s.prompt} · judge {s.base_score:.1f} → {s.tuned_score:.1f}")
+        for s in others[:SHOWN_OTHERS]
+    ]
+    return pages.section(
+        "Other prompts: what was forgotten",
+        pages.paragraph("The prompts that lost most, worst first.") if items else "",
+        pages.side_by_side(items),
+    )
 
 
 def _curves(sealed: Mapping[str, Artifact]) -> str:
@@ -91,7 +139,7 @@ def _curves(sealed: Mapping[str, Artifact]) -> str:
     folder = sealed["training"].folder
     told = _json(sealed["training"], "training.json")
     grids = [
-        f"<figure>{pages.picture(_uri(p), f'samples after step {int(p.stem[5:])}')}<figcaption>after step {int(p.stem[5:])}</figcaption></figure>"
+        pages.side_by_side([([(f"after step {int(p.stem[5:])}", _uri(p))], "")], wide=True)
         for p in sorted((folder / "samples").glob("step-*.png"))
     ]
     facts = [
@@ -100,7 +148,7 @@ def _curves(sealed: Mapping[str, Artifact]) -> str:
         (f"{told['train_pictures']} + {told['rehearsal_pictures']}", "training pictures + rehearsal pictures"),
         (f"{told['learning_rate']:g}", "learning rate"),
     ]
-    plot = f"<figure>{pages.picture(_uri(folder / 'loss.png'), 'loss curves')}</figure>"
+    plot = _framed(folder / "loss.png", "loss curves")
     names = "Validation prompts at fixed seeds: " + "; ".join(told["sample_prompts"])
     return pages.section("Training", pages.fact_boxes(facts), "<br>" + plot, pages.paragraph(names), *grids)
 
@@ -109,8 +157,11 @@ def _endpoint(sealed: Mapping[str, Artifact]) -> str:
     if "endpoint" not in sealed:
         return ""
     told = _json(sealed["endpoint"], "endpoint.json")
-    figure = pages.side_by_side([([("answer of the endpoint", _uri(sealed["endpoint"].folder / "picture.png"))], told["request"]["prompt"])])
-    said = f"The endpoint was started on the published model ({told['health']['model']} {told['version']}), asked over HTTP, and answered with this picture."
+    figure = pages.side_by_side(
+        [([("answer of the endpoint", _uri(sealed["endpoint"].folder / "picture.png"))], told["request"]["prompt"])]
+    )
+    model = f"{told['health']['model']} {told['version']}"
+    said = f"The endpoint was started on the published model ({model}), asked over HTTP, and answered with this picture."
     released = ""
     if "production" in sealed:
         release = _json(sealed["production"], "release.json")
@@ -124,10 +175,19 @@ def _data(sealed: Mapping[str, Artifact]) -> str:
     examples = sealed["buildout"].records(Example)
     splits = Counter(e.split for e in examples)
     groups = {s: len({e.group for e in examples if e.split == s}) for s in splits}
-    table = pages.rows(("split", "pictures", "groups"), [(s, splits[s], groups[s]) for s in ("train", "validation", "test") if s in splits])
+    table = pages.rows(
+        ("split", "pictures", "groups"),
+        [(s, splits[s], groups[s]) for s in ("train", "validation", "test") if s in splits],
+    )
     licences = Counter((e.licence, e.author, e.origin) for e in examples)
     rights = pages.rows(("licence", "author", "origin", "pictures"), [(*k, n) for k, n in sorted(licences.items())])
-    shown = pages.strip([(_uri(sealed["buildout"].folder / "dataset" / e.file), e.caption) for e in examples[:SHOWN_DATA] if e.width * e.height <= 512 * 512])
+    shown = pages.strip(
+        [
+            (_uri(sealed["buildout"].folder / "dataset" / e.file), e.caption)
+            for e in examples[:SHOWN_DATA]
+            if e.width * e.height <= 512 * 512
+        ]
+    )
     return pages.section("Data", table, "<br>" + shown, "<br>" + rights)
 
 
@@ -138,14 +198,22 @@ def _rejected(sealed: Mapping[str, Artifact]) -> str:
     if not rejected:
         return pages.section("Rejected pictures", pages.paragraph("None: every picture could be used."))
     table = pages.rows(("picture", "reason", "detail"), [(r.name, r.reason, r.detail) for r in rejected[:SHOWN_REJECTED]])
-    more = pages.paragraph(f"and {len(rejected) - SHOWN_REJECTED} more, in rejected.jsonl") if len(rejected) > SHOWN_REJECTED else ""
+    more = (
+        pages.paragraph(f"and {len(rejected) - SHOWN_REJECTED} more, in rejected.jsonl")
+        if len(rejected) > SHOWN_REJECTED
+        else ""
+    )
     return pages.section("Rejected pictures", table, more)
 
 
 def _reproduce(config: Config, sealed: Mapping[str, Artifact]) -> str:
     table = pages.rows(
         ("stage", "content", "made", "seconds", "dovetail"),
-        [(n, a.content[:16], a.manifest.made_at, f"{a.manifest.seconds:.1f}", a.manifest.dovetail) for n, a in sealed.items() if n != "base"],
+        [
+            (n, a.content[:16], a.manifest.made_at, f"{a.manifest.seconds:.1f}", a.manifest.dovetail)
+            for n, a in sealed.items()
+            if n != "base"
+        ],
     )
     command = f"dovetail run {config.sourcing.folder} --config dovetail.toml"
     text = f"<pre>{pages.escape(command)}\n\n# dovetail.toml\n{pages.escape(settings.text(config, comments=False))}</pre>"

@@ -76,7 +76,11 @@ def model_card(facts: Mapping[str, Any]) -> str:
     head = [
         "---",
         f"license: {one_licence([facts['base_licence'], *(e.licence for e in examples)])}",
-        *(["license_name: see-below"] if one_licence([facts["base_licence"], *(e.licence for e in examples)]) == "other" else []),
+        *(
+            ["license_name: see-below"]
+            if one_licence([facts["base_licence"], *(e.licence for e in examples)]) == "other"
+            else []
+        ),
         "library_name: diffusers",
         "pipeline_tag: text-to-image",
         f"base_model: {facts['base']}",
@@ -104,19 +108,25 @@ def model_card(facts: Mapping[str, Any]) -> str:
         f"**{verdict['sentence']}**",
         f"![The same prompts and seeds: base above, tuned below]({facts['picture']})",
         "## Use",
-        '```python\nfrom diffusers import StableDiffusionPipeline\npipe = StableDiffusionPipeline.from_pretrained("this folder")\n'
-        f"pipe({train[0].caption!r}).images[0]\n```" if train else "",
+        "```python\nfrom diffusers import StableDiffusionPipeline\n"
+        'pipe = StableDiffusionPipeline.from_pretrained("this folder")\n'
+        f"pipe({train[0].caption!r}).images[0]\n```"
+        if train
+        else "",
         "## Evaluation",
-        f"The judge is a CLIP model that training never saw; scores are paired by prompt and seed, the unit is {verdict['unit']}. "
-        f"Its first choice among all prompts was the own one for {named['base']:.0%} of the base's pictures and {named['tuned']:.0%} "
-        f"of the tuned model's. Nearer to a training picture than 99 % of the held-out pictures: {verdict['copies']['share']:.0%} "
-        "of the samples (`eval/verdict.json` has all figures).",
+        "The judge is a CLIP model that training never saw; scores are paired by prompt and seed, "
+        f"the unit is {verdict['unit']}. "
+        f"Its first choice among all prompts was the own one for {named['base']:.0%} of the base's pictures "
+        f"and {named['tuned']:.0%} "
+        "of the tuned model's. Nearer to a training picture than 99 % of the held-out pictures: "
+        f"{verdict['copies']['share']:.0%} of the samples (`eval/verdict.json` has all figures).",
         "## Training",
         table(("", ""), training_rows),
         "## Data and licences",
         f"The base's licence: {facts['base_licence']}. The licences of the {len(examples)} pictures:",
         table(("licence", "author", "pictures"), licence_rows(examples)),
         "## Limits",
-        f"Tuned on {len(train)} pictures, so it knows what they show and little beside. There is no safety checker in this folder.",
+        f"Tuned on {len(train)} pictures, so it knows what they show and little beside. "
+        "There is no safety checker in this folder.",
     ]
     return "\n\n".join(p for p in parts if p) + "\n"

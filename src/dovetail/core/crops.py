@@ -30,7 +30,10 @@ def views(width: int, height: int, side: int, *, centre: bool, flip: bool, key: 
         corners = [(room[0] // 2, room[1] // 2)]
     else:
         corners = [
-            (int(unit_interval(key, "left", str(n)) * (room[0] + 1)), int(unit_interval(key, "top", str(n)) * (room[1] + 1)))
+            (
+                int(unit_interval(key, "left", str(n)) * (room[0] + 1)),
+                int(unit_interval(key, "top", str(n)) * (room[1] + 1)),
+            )
             for n in range(RANDOM_CROPS)
         ]
     return [

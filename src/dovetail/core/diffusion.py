@@ -22,7 +22,7 @@ def noisy(latents: Tensor, noise: Tensor, timesteps: Tensor, alphas_cumprod: Ten
 
 
 def target(latents: Tensor, noise: Tensor, timesteps: Tensor, alphas_cumprod: Tensor, prediction: Prediction) -> Tensor:
-    """What the U-Net should say: the noise, the clean latents, or v = sqrt(a) e - sqrt(1 - a) x_0 (Salimans & Ho 2022, app. D)."""
+    """What the U-Net should say: noise, clean latents, or v = sqrt(a) e - sqrt(1 - a) x_0 (Salimans & Ho 2022, app. D)."""
     if prediction == "epsilon":
         return noise
     if prediction == "sample":
@@ -43,7 +43,7 @@ def probe_timesteps(bands: int, count: int) -> Tensor:
 
 
 def sampled_latents(moments: Tensor, noise: Tensor, scaling_factor: float) -> Tensor:
-    """Scaled latents (b, c, h, w) drawn from VAE moments (b, 2c, h, w): mean and clamped log-variance (Kingma & Welling 2013)."""
+    """Scaled latents (b, c, h, w) from VAE moments (b, 2c, h, w): mean and clamped log-variance (Kingma & Welling 2013)."""
     mean, logvar = moments.chunk(2, dim=1)
     return (mean + (0.5 * logvar.clamp(-30.0, 20.0)).exp() * noise) * scaling_factor
 

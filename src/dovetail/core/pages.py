@@ -5,28 +5,34 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 STYLE = """
-:root { color-scheme: light; --ink: #2b2f36; --soft: #6a727c; --line: #e3e6ea; --warm: #d1603d; --cool: #2f6f9f; --paper: #fbfbfa; }
+:root { color-scheme: light; --ink: #2b2f36; --soft: #6a727c; --line: #e3e6ea; --warm: #d1603d; --paper: #fbfbfa; }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.55 system-ui, sans-serif; }
 main { max-width: 68rem; margin: 0 auto; padding: 2rem 1.2rem 4rem; }
-h1 { font-size: 1.7rem; margin: 0 0 .3rem; } h2 { font-size: 1.15rem; margin: 2.6rem 0 .8rem; border-bottom: 1px solid var(--line); padding-bottom: .3rem; }
+h1 { font-size: 1.7rem; margin: 0 0 .3rem; }
+h2 { font-size: 1.15rem; margin: 2.6rem 0 .8rem; border-bottom: 1px solid var(--line); padding-bottom: .3rem; }
 .sub { color: var(--soft); margin: 0; }
 .verdict { border-left: 5px solid var(--soft); background: #fff; padding: 1rem 1.2rem; margin: 1.4rem 0; font-size: 1.1rem; }
-.verdict.better { border-color: #2f8f5b; } .verdict.not-better { border-color: var(--warm); }
+.verdict.better { border-color: #2f8f5b; }
+.verdict.not-better { border-color: var(--warm); }
 .verdict b { text-transform: uppercase; letter-spacing: .04em; font-size: .8em; display: block; color: var(--soft); }
 .facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(10rem, 1fr)); gap: .8rem; }
 .fact { background: #fff; border: 1px solid var(--line); border-radius: .5rem; padding: .7rem .9rem; }
-.fact strong { display: block; font-size: 1.3rem; } .fact span { color: var(--soft); font-size: .85rem; }
-.pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(15.5rem, 1fr)); gap: 1rem; }
+.fact strong { display: block; font-size: 1.3rem; }
+.fact span { color: var(--soft); font-size: .85rem; }
+.pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(20rem, 1fr)); gap: 1rem; }
 figure { margin: 0; background: #fff; border: 1px solid var(--line); border-radius: .5rem; padding: .6rem; }
 figcaption { font-size: .82rem; color: var(--soft); margin-top: .4rem; }
-.two { display: grid; grid-template-columns: 1fr 1fr; gap: .4rem; } .three { display: grid; grid-template-columns: 1fr 1fr 1fr; gap: .4rem; }
-.two span, .three span { font-size: .72rem; color: var(--soft); text-align: center; display: block; }
-img { max-width: 100%; display: block; } .px img { width: 100%; image-rendering: auto; border-radius: .25rem; }
+.cells { display: grid; grid-auto-flow: column; grid-auto-columns: 1fr; gap: .4rem; }
+.cells span { font-size: .72rem; color: var(--soft); text-align: center; display: block; }
+img { max-width: 100%; display: block; }
+.cells img { width: 100%; border-radius: .25rem; }
 table { border-collapse: collapse; width: 100%; background: #fff; font-size: .9rem; }
-th, td { text-align: left; padding: .35rem .6rem; border-bottom: 1px solid var(--line); vertical-align: top; } th { color: var(--soft); font-weight: 600; }
-pre { background: #fff; border: 1px solid var(--line); border-radius: .5rem; padding: .8rem 1rem; overflow-x: auto; font-size: .85rem; }
-.strip { display: flex; flex-wrap: wrap; gap: .4rem; } .strip img { width: 4.5rem; border-radius: .25rem; }
+th, td { text-align: left; padding: .35rem .6rem; border-bottom: 1px solid var(--line); vertical-align: top; }
+th { color: var(--soft); font-weight: 600; }
+pre { background: #fff; border: 1px solid var(--line); border-radius: .5rem; padding: .8rem 1rem; overflow-x: auto; }
+.strip { display: flex; flex-wrap: wrap; gap: .4rem; }
+.strip img { width: 4.2rem; border-radius: .25rem; }
 """
 
 
@@ -66,17 +72,22 @@ def verdict_box(verdict: Mapping[str, Any]) -> str:
 
 def fact_boxes(facts: Sequence[tuple[str, str]]) -> str:
     """(value, what it is) in boxes."""
-    return '<div class="facts">' + "".join(f'<div class="fact"><strong>{escape(v)}</strong><span>{escape(k)}</span></div>' for v, k in facts) + "</div>"
+    return (
+        '<div class="facts">'
+        + "".join(f'<div class="fact"><strong>{escape(v)}</strong><span>{escape(k)}</span></div>' for v, k in facts)
+        + "</div>"
+    )
 
 
-def side_by_side(items: Sequence[tuple[Sequence[tuple[str, str]], str]]) -> str:
+def side_by_side(items: Sequence[tuple[Sequence[tuple[str, str]], str]], wide: bool = False) -> str:
     """Figures of two or three labelled pictures each, with a caption under them: ([(label, data URI)], caption)."""
     figures = []
     for pictures, caption in items:
-        kind = "three" if len(pictures) == 3 else "two"
-        cells = "".join(f'<div class="px">{picture(uri, f"{label}: {caption}")}<span>{escape(label)}</span></div>' for label, uri in pictures)
-        figures.append(f'<figure><div class="{kind}">{cells}</div><figcaption>{escape(caption)}</figcaption></figure>')
-    return f'<div class="pairs">{"".join(figures)}</div>' if figures else ""
+        cells = "".join(
+            f"<div>{picture(uri, f'{label}: {caption}')}<span>{escape(label)}</span></div>" for label, uri in pictures
+        )
+        figures.append(f'<figure><div class="cells">{cells}</div><figcaption>{escape(caption)}</figcaption></figure>')
+    return f'<div class="{"" if wide else "pairs"}">{"".join(figures)}</div>' if figures else ""
 
 
 def strip(items: Sequence[tuple[str, str]]) -> str:
@@ -87,8 +98,12 @@ def strip(items: Sequence[tuple[str, str]]) -> str:
 def page(title: str, subtitle: str, digest: str, parts: Sequence[str]) -> str:
     """The whole document. `digest` says what it was made from."""
     body = "\n".join(p for p in parts if p)
+    head = (
+        '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<title>{escape(title)}</title><link rel="icon" href="data:,"><style>{STYLE}</style>'
+    )
+    top = f'<h1>{escape(title)}</h1><p class="sub">{escape(subtitle)}</p>'
     return (
-        f'<!doctype html>\n<!-- made from {digest} -->\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{escape(title)}</title>'
-        f'<link rel="icon" href="data:,"><style>{STYLE}</style></head>\n<body><main><h1>{escape(title)}</h1><p class="sub">{escape(subtitle)}</p>\n{body}\n</main></body></html>\n'
+        f'<!doctype html>\n<!-- made from {digest} -->\n<html lang="en"><head>{head}</head>\n'
+        f"<body><main>{top}\n{body}\n</main></body></html>\n"
     )

@@ -1,8 +1,11 @@
 """Train / validation / test by group: what belongs together stays on one side, and stays there when data is added."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 from dovetail.core.digests import unit_interval
+
+Split = Literal["train", "validation", "test"]
 
 
 def joined_groups(count: int, links: Sequence[tuple[int, int]], names: Sequence[str]) -> list[int]:
@@ -23,12 +26,12 @@ def joined_groups(count: int, links: Sequence[tuple[int, int]], names: Sequence[
     return [root(i) for i in range(count)]
 
 
-def split_of(u: float, validation_share: float, test_share: float) -> str:
+def split_of(u: float, validation_share: float, test_share: float) -> Split:
     """The split that a group with the number `u` in [0, 1) belongs to."""
     return "test" if u < test_share else "validation" if u < test_share + validation_share else "train"
 
 
-def assign(sizes: dict[str, int], validation_share: float, test_share: float, seed: int) -> dict[str, str]:
+def assign(sizes: dict[str, int], validation_share: float, test_share: float, seed: int) -> dict[str, Split]:
     """Group name -> split.
 
     Each group's place follows from its own name and the seed, so that adding data moves nothing. Small collections are
@@ -38,7 +41,8 @@ def assign(sizes: dict[str, int], validation_share: float, test_share: float, se
     numbers = {name: unit_interval("split", str(seed), name) for name in sizes}
     splits = {name: split_of(u, validation_share, test_share) for name, u in numbers.items()}
     total = sum(sizes.values())
-    for split, share in (("test", test_share), ("validation", validation_share)):
+    borders: list[tuple[Split, float]] = [("test", test_share), ("validation", validation_share)]
+    for split, share in borders:
         while share and sum(sizes[n] for n, s in splits.items() if s == split) < share * total / 2:
             spare = sorted((u, n) for n, u in numbers.items() if splits[n] == "train")
             if len(spare) <= 1:

@@ -23,7 +23,9 @@ def sentence(gain: Interval, forgot: Interval, unit: str) -> str:
     }[answer(gain)]
     if gain.count < 2:
         return f"{said}: {gain.count} held-out prompts are too few, at least 2 are needed."
-    text = f"{said} on {gain.count} held-out prompts: {gain.mean:+.2f} {unit} (95 % interval {gain.low:+.2f} to {gain.high:+.2f})"
+    text = (
+        f"{said} on {gain.count} held-out prompts: {gain.mean:+.2f} {unit} (95 % interval {gain.low:+.2f} to {gain.high:+.2f})"
+    )
     if forgot.count >= 2:
         kept = "it forgot something" if forgot.high < 0 else "nothing measurable was forgotten"
         text += f"; on {forgot.count} other prompts {forgot.mean:+.2f} ({forgot.low:+.2f} to {forgot.high:+.2f}): {kept}"

@@ -80,7 +80,9 @@ class Studio:
         self.waiting: queue.Queue[tuple[Wish, Future] | None] = queue.Queue(WAITING)
         self.metrics = CollectorRegistry()
         self.pictures = Counter("dovetail_pictures_total", "Pictures painted", ["version"], registry=self.metrics)
-        self.failures = Counter("dovetail_failures_total", "Requests that failed or were refused", ["why"], registry=self.metrics)
+        self.failures = Counter(
+            "dovetail_failures_total", "Requests that failed or were refused", ["why"], registry=self.metrics
+        )
         self.seconds = Histogram("dovetail_paint_seconds", "Seconds to paint one picture", registry=self.metrics)
         Gauge("dovetail_waiting", "Pictures that wait", registry=self.metrics).set_function(self.waiting.qsize)
         self._thread = threading.Thread(target=self._work, name="studio", daemon=True)
@@ -125,7 +127,9 @@ class Studio:
 
 
 def _refusal(status: int, message: str, param: str | None = None, code: str | None = None, **headers: str) -> JSONResponse:
-    kind = "invalid_request_error" if status < 500 and status != 429 else "rate_limit_error" if status == 429 else "server_error"
+    kind = (
+        "invalid_request_error" if status < 500 and status != 429 else "rate_limit_error" if status == 429 else "server_error"
+    )
     return JSONResponse({"error": {"message": message, "type": kind, "param": param, "code": code}}, status, headers)
 
 
@@ -206,12 +210,23 @@ def _add_reading_routes(app: FastAPI, studio: Studio, kept: "OrderedDict[str, by
     @app.get("/v1/models", summary="The model served here")
     async def models() -> dict[str, Any]:
         engine = studio.engine
-        entry = {"id": engine.name, "object": "model", "created": 0, "owned_by": "dovetail", "version": engine.version, "size": engine.side}
+        entry = {
+            "id": engine.name,
+            "object": "model",
+            "created": 0,
+            "owned_by": "dovetail",
+            "version": engine.version,
+            "size": engine.side,
+        }
         return {"object": "list", "data": [entry]}
 
     @app.get("/health", summary="Is the process alive, can it paint, with which version")
     async def health() -> Response:
-        body = {"status": "ok" if studio.ready else "cannot paint", "model": studio.engine.name, "version": studio.engine.version}
+        body = {
+            "status": "ok" if studio.ready else "cannot paint",
+            "model": studio.engine.name,
+            "version": studio.engine.version,
+        }
         return JSONResponse(body, 200 if studio.ready else 503)
 
     @app.get("/metrics", summary="Prometheus metrics")
@@ -233,7 +248,9 @@ def bind(host: str, port: int) -> socket.socket:
         bound = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
         why = error.strerror or str(error)
-        raise EndpointError(f"cannot listen on {host}:{port}: {why}", do="choose another with --port, or stop what listens there") from error
+        raise EndpointError(
+            f"cannot listen on {host}:{port}: {why}", do="choose another with --port, or stop what listens there"
+        ) from error
     return bound
 
 

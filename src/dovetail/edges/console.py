@@ -2,11 +2,21 @@
 
 import contextlib
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
 Item = TypeVar("Item")
@@ -40,17 +50,19 @@ class Show:
     @contextlib.contextmanager
     def bar(self, what: str, total: int, done: int = 0) -> Iterator[Callable[[int, str], None]]:
         """A bar to be moved by calling `advance(count, note)`."""
+        started = time.perf_counter()
         columns = (
             SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
             _Rate(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}", style="dim"),
         )  # fmt: skip
-        with Progress(*columns, console=self.console, transient=not self.console.is_terminal) as progress:
+        with Progress(*columns, console=self.console, disable=not self.console.is_terminal) as progress:
             task = progress.add_task(what, total=total, completed=done, note="")
 
             def advance(count: int, note: str) -> None:
-                progress.update(task, advance=count, **({"note": note} if note else {}))
+                progress.update(task, advance=count)
+                if note:
+                    progress.update(task, note=note)
 
             yield advance
-            finished = progress.tasks[0]
-        if not self.console.is_terminal and finished.elapsed:
-            self.say(f"{what}: {total} in {finished.elapsed:.1f} s")
+        if not self.console.is_terminal:
+            self.say(f"{what}: {total} in {time.perf_counter() - started:.1f} s")

@@ -1,8 +1,8 @@
 """The run folder: artifacts sealed by a manifest written last, and bytes that live once under their digest.
 
-    RUN/objects/ab/abcdef...              bytes, by SHA-256
-    RUN/<stage>/<asked>/                  a sealed artifact: its files and manifest.json
-    RUN/<stage>/<asked>.partial/          work under way; the same command goes on from it
+RUN/objects/ab/abcdef...              bytes, by SHA-256
+RUN/<stage>/<asked>/                  a sealed artifact: its files and manifest.json
+RUN/<stage>/<asked>.partial/          work under way; the same command goes on from it
 """
 
 import contextlib
@@ -50,10 +50,14 @@ def writing(where: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StoreError(f"the disk is full while writing {where}", do="free some room and run the same command again") from error
+            raise StoreError(
+                f"the disk is full while writing {where}", do="free some room and run the same command again"
+            ) from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise StoreError(f"no permission to write {where}", do="choose another folder with --run") from error
-        raise StoreError(f"cannot write {where}: {error.strerror or error}", do="look at the folder and run the same command again") from error
+        raise StoreError(
+            f"cannot write {where}: {error.strerror or error}", do="look at the folder and run the same command again"
+        ) from error
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -140,7 +144,9 @@ class Run:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
-                raise StoreError(f"another dovetail works in {self.root}", do="wait for it, or give another folder with --run") from error
+                raise StoreError(
+                    f"another dovetail works in {self.root}", do="wait for it, or give another folder with --run"
+                ) from error
             yield
 
     def object_path(self, key: str) -> Path:

@@ -30,7 +30,9 @@ def picture_files(folder: Path, suffixes: frozenset[str]) -> list[Path]:
     return sorted(
         path
         for path in folder.rglob("*")
-        if path.suffix.lower() in suffixes and path.is_file() and not any(p.startswith(".") for p in path.relative_to(folder).parts)
+        if path.suffix.lower() in suffixes
+        and path.is_file()
+        and not any(p.startswith(".") for p in path.relative_to(folder).parts)
     )
 
 
@@ -69,9 +71,13 @@ def _jsonl_rows(file: Path) -> list[tuple[int, dict]]:
         try:
             row = json.loads(text)
         except ValueError as error:
-            raise BadInputError(f"{file}, line {line}: not JSON", do='write one object a line: {"file_name": ..., "text": ...}') from error
+            raise BadInputError(
+                f"{file}, line {line}: not JSON", do='write one object a line: {"file_name": ..., "text": ...}'
+            ) from error
         if not isinstance(row, dict):
-            raise BadInputError(f"{file}, line {line}: not an object", do='write one object a line: {"file_name": ..., "text": ...}')
+            raise BadInputError(
+                f"{file}, line {line}: not an object", do='write one object a line: {"file_name": ..., "text": ...}'
+            )
         rows.append((line, row))
     return rows
 

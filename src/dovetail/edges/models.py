@@ -10,6 +10,7 @@ from typing import Any
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 import numpy as np
 import torch
@@ -17,8 +18,11 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from torch import Tensor
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
+from transformers.utils import logging as transformers_logging
 
 from dovetail.errors import ModelError
+
+transformers_logging.disable_progress_bar()
 
 LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "net.0.proj", "net.2", "conv1", "conv2"]
 
@@ -139,7 +143,10 @@ def _from_single_file(path: Path, cache: Path) -> Path:
         try:
             pipeline = StableDiffusionPipeline.from_single_file(str(path), torch_dtype=torch.float32)
         except Exception as error:
-            raise ModelError(f"cannot read {path} as a Stable Diffusion checkpoint: {_first_line(error)}", do="give a diffusers folder") from error
+            raise ModelError(
+                f"cannot read {path} as a Stable Diffusion checkpoint: {_first_line(error)}",
+                do="give a diffusers folder",
+            ) from error
         pipeline.save_pretrained(target.with_suffix(".tmp"))
         target.with_suffix(".tmp").rename(target)
     return target
@@ -149,12 +156,18 @@ def _from_hub(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
     if name.count("/") != 1:
-        raise ModelError(f"there is no model {name!r}", do="give embedded, a diffusers folder, a hub id like owner/name, or a .safetensors file")
+        raise ModelError(
+            f"there is no model {name!r}",
+            do="give embedded, a diffusers folder, a hub id like owner/name, or a .safetensors file",
+        )
     wanted = ["*.json", "*.txt", "*/*.json", "*/*.txt", "*/*.safetensors", "LICENSE*", "README.md"]
     try:
         return Path(snapshot_download(name, allow_patterns=wanted))
     except Exception as error:
-        raise ModelError(f"cannot fetch {name} from the hub: {_first_line(error)}", do="check the name and the network, or give a local folder") from error
+        raise ModelError(
+            f"cannot fetch {name} from the hub: {_first_line(error)}",
+            do="check the name and the network, or give a local folder",
+        ) from error
 
 
 def _first_line(error: BaseException) -> str:
@@ -178,7 +191,10 @@ def put_weights(models: Models, weights: dict[str, Tensor], method: str, rank: i
         add_lora(models.unet, rank, alpha, seed=0)
     missing, unexpected = models.unet.load_state_dict(weights, strict=False)
     if unexpected or (method == "full" and missing):
-        raise ModelError(f"the trained weights do not fit the base ({len(unexpected)} unknown names)", do="train again with this base")
+        raise ModelError(
+            f"the trained weights do not fit the base ({len(unexpected)} unknown names)",
+            do="train again with this base",
+        )
     models.unet.eval().requires_grad_(False)
 
 
@@ -211,10 +227,15 @@ class Judge:
 
     def __init__(self, folder: str) -> None:
         try:
-            self.model = CLIPModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True).eval().requires_grad_(False)
+            self.model = (
+                CLIPModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True).eval().requires_grad_(False)
+            )
             self.tokenizer = CLIPTokenizer.from_pretrained(folder)
         except Exception as error:
-            raise ModelError(f"cannot load the judge {folder}: {_first_line(error)}", do="name a CLIP folder or hub id as [evaluation] judge") from error
+            raise ModelError(
+                f"cannot load the judge {folder}: {_first_line(error)}",
+                do="name a CLIP folder or hub id as [evaluation] judge",
+            ) from error
         self.side = int(self.model.config.vision_config.image_size)
         own = Path(folder) / "preprocessor_config.json"
         told = json.loads(own.read_text()) if own.exists() else {}

@@ -13,9 +13,18 @@ from dovetail.errors import BadInputError
 os.environ.setdefault("VIPS_BLOCK_UNTRUSTED", "1")  # loaders that nobody fuzzes stay shut
 os.environ.setdefault("VIPS_CONCURRENCY", "1")
 
-import pyvips  # noqa: E402  (it reads the two variables when it is loaded)
+import pyvips
 
-SUFFIXES = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp", ".gif": "gif", ".tif": "tiff", ".tiff": "tiff", ".bmp": "bmp"}
+SUFFIXES = {
+    ".png": "png",
+    ".jpg": "jpeg",
+    ".jpeg": "jpeg",
+    ".webp": "webp",
+    ".gif": "gif",
+    ".tif": "tiff",
+    ".tiff": "tiff",
+    ".bmp": "bmp",
+}
 _PASSED_THROUGH = ("pngload_buffer", "jpegload_buffer", "webpload_buffer")
 
 
@@ -55,7 +64,9 @@ def decode(data: bytes, background: tuple[int, int, int]) -> Decoded:
             and image.interpretation in ("srgb", "rgb")
             and "icc-profile-data" not in fields
         )
-        suffix = {"pngload_buffer": ".png", "jpegload_buffer": ".jpg", "webpload_buffer": ".webp"}.get(image.get("vips-loader"), ".png")
+        suffix = {"pngload_buffer": ".png", "jpegload_buffer": ".jpg", "webpload_buffer": ".webp"}.get(
+            image.get("vips-loader"), ".png"
+        )
         image = image.autorot()
         if "icc-profile-data" in fields:
             image = _to_srgb(image)

@@ -8,8 +8,8 @@ import matplotlib
 
 matplotlib.use("Agg")
 
-import matplotlib.pyplot as plt  # noqa: E402
-import numpy as np  # noqa: E402
+import matplotlib.pyplot as plt
+import numpy as np
 
 INK, WARM, COOL, PALE = "#2b2f36", "#d1603d", "#2f6f9f", "#b9c0c9"
 
@@ -52,7 +52,8 @@ def paired_scores(target: Sequence[tuple[float, float]], other: Sequence[tuple[f
     figure, axes = plt.subplots(figsize=(4.4, 4.2), layout="constrained")
     for points, colour, name in ((other, PALE, "other prompts"), (target, WARM, "held-out prompts")):
         if points:
-            axes.scatter(*zip(*points, strict=True), s=18, color=colour, label=name, edgecolors="none", alpha=0.85)
+            across, up = zip(*points, strict=True)
+            axes.scatter(across, up, s=18, color=colour, label=name, edgecolors="none", alpha=0.85)
     ends = [*axes.get_xlim(), *axes.get_ylim()]
     line = [min(ends), max(ends)]
     axes.plot(line, line, color=INK, lw=1)

@@ -1,7 +1,7 @@
 """The local registry: published models by name and version, and each name's append-only release record (file system).
 
-    REGISTRY/<name>/versions/<version>/     a diffusers folder with SHA256SUMS
-    REGISTRY/<name>/releases.jsonl          one line a promotion or rollback; the last one is in force
+REGISTRY/<name>/versions/<version>/     a diffusers folder with SHA256SUMS
+REGISTRY/<name>/releases.jsonl          one line a promotion or rollback; the last one is in force
 """
 
 import dataclasses
@@ -52,7 +52,10 @@ class Registry:
             temporary.rename(final)
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
-            raise StoreError(f"cannot publish into {self.root}: {error.strerror or error}", do="free some room or set [repo] registry") from error
+            raise StoreError(
+                f"cannot publish into {self.root}: {error.strerror or error}",
+                do="free some room or set [repo] registry",
+            ) from error
         return final
 
     def names(self) -> list[str]:
@@ -125,7 +128,10 @@ class Registry:
         folder = self.version_folder(wanted, version)
         if not version or not folder.is_dir():
             known = ", ".join(self.names()) or "none"
-            raise BadInputError(f"no model {name!r} in {self.root} (published: {known})", do="give a folder, one of these names, or embedded")
+            raise BadInputError(
+                f"no model {name!r} in {self.root} (published: {known})",
+                do="give a folder, one of these names, or embedded",
+            )
         return folder, version
 
 

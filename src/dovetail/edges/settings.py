@@ -37,7 +37,7 @@ def validated(data: dict[str, Any], where: str) -> Config:
         first = error.errors()[0]
         key = ".".join(str(p) for p in first["loc"])
         if first["type"] == "extra_forbidden":
-            table = Config.model_fields[str(first["loc"][0])].annotation if len(first["loc"]) > 1 else Config
+            table: Any = Config.model_fields[str(first["loc"][0])].annotation if len(first["loc"]) > 1 else Config
             known = ", ".join(table.model_fields) if isinstance(table, type) and issubclass(table, Table) else ""
             raise BadConfigError(f"{where}: unknown key {key}", do=f"known keys there: {known}") from error
         raise BadConfigError(f"{where}: {key}: {first['msg']}", do=f"it is {first['input']!r} now") from error
@@ -49,7 +49,9 @@ def pairs(settings: list[str]) -> dict[str, Any]:
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals or not key:
-            raise BadConfigError(f"--set {setting}: not of the form table.key=value", do="write for example --set training.steps=400")
+            raise BadConfigError(
+                f"--set {setting}: not of the form table.key=value", do="write for example --set training.steps=400"
+            )
         table = result
         *tables, last = key.strip().split(".")
         for name in tables:

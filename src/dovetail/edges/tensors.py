@@ -30,5 +30,5 @@ def digest(tensors: dict[str, Tensor]) -> str:
     h = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         h.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        h.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        h.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return h.hexdigest()

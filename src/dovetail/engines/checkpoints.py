@@ -35,7 +35,8 @@ def save(root: Path, checkpoint: Checkpoint) -> None:
     try:
         folders.write_bytes(temporary / "tensors.safetensors", data)
         folders.write_json(
-            temporary / "state.json", {"step": checkpoint.step, "sha256": folders.digest_bytes(data), "state": checkpoint.state}
+            temporary / "state.json",
+            {"step": checkpoint.step, "sha256": folders.digest_bytes(data), "state": checkpoint.state},
         )
         temporary.rename(final)
     except BaseException:

@@ -37,6 +37,13 @@ class Item:
     moments: Tensor | None  # (views, 2c, h, w); None where `latents` are given
     latents: Tensor | None = None  # (c, h, w), scaled
 
+    def still(self, scaling: float) -> Tensor:
+        """Scaled latents (c, h, w) with no chance in them: the mean of the first view."""
+        if self.latents is not None:
+            return self.latents
+        assert self.moments is not None
+        return self.moments[0].chunk(2)[0] * scaling
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Material:
@@ -197,14 +204,14 @@ def _step(lessons: Lessons, step: int, rate: float) -> tuple[float, float]:
     order = torch.randperm(len(batch), generator=randomness.generator(config.seed, "bands", step))
     timesteps = diffusion.stratified_timesteps(offsets, len(lessons.objective.alphas))[order]
     lessons.unet.train()
-    total = 0.0
+    total = torch.zeros(())
     for first in range(0, len(mine), config.batch_size):
         rows = mine[first : first + config.batch_size]
         losses = _losses(lessons, [batch[i] for i in rows], timesteps[rows])
         accelerator.backward(losses.sum() * world / len(batch))
-        total += losses.detach().sum()
+        total = total + losses.detach().sum().cpu()
     norm = accelerator.clip_grad_norm_(lessons.parameters, config.max_grad_norm)
-    value, size = float(accelerator.reduce(torch.as_tensor(total), "sum")) / len(batch), float(norm)
+    value, size = float(accelerator.reduce(total.to(lessons.models.device), "sum")) / len(batch), float(norm)
     if not math.isfinite(value) or not math.isfinite(size):
         raise TrainingError(f"the loss is not a number at step {step + 1}", do="lower [training] learning_rate and run again")
     for group in lessons.optimizer.param_groups:
@@ -242,8 +249,8 @@ def _losses(lessons: Lessons, rows: list[tuple[Item, int]], timesteps: Tensor) -
 
 
 def _latents(item: Item, view: float, chance: torch.Generator, scaling: float) -> Tensor:
-    if item.latents is not None or item.moments is None:
-        return item.latents  # type: ignore[return-value]
+    if item.moments is None:
+        return item.still(scaling)
     moments = item.moments[int(view * len(item.moments))][None]
     spread = torch.randn(moments[:, : moments.shape[1] // 2].shape, generator=chance)
     return diffusion.sampled_latents(moments, spread, scaling)[0]
@@ -251,7 +258,10 @@ def _latents(item: Item, view: float, chance: torch.Generator, scaling: float) -
 
 def _hold_out(lessons: Lessons, step: int) -> None:
     """Append the losses of the averaged weights on validation pictures and on as many training pictures to the curve."""
-    for name, items in (("validation", lessons.material.validation), ("train", lessons.material.train[: len(lessons.material.validation)])):
+    for name, items in (
+        ("validation", lessons.material.validation),
+        ("train", lessons.material.train[: len(lessons.material.validation)]),
+    ):
         if items:
             with averaged(lessons):
                 losses = held_out_losses(lessons.unet, lessons.objective, items, lessons.material.states)
@@ -259,14 +269,18 @@ def _hold_out(lessons: Lessons, step: int) -> None:
 
 
 @torch.no_grad()
-def held_out_losses(unet: torch.nn.Module, objective: Objective, items: list[Item], states: Callable[[str], Tensor]) -> dict[str, list[float]]:
+def held_out_losses(
+    unet: torch.nn.Module, objective: Objective, items: list[Item], states: Callable[[str], Tensor]
+) -> dict[str, list[float]]:
     """Item name -> loss at each of `BANDS` fixed timesteps, on noise = f(picture, timestep): no draw is left to chance."""
     probes = diffusion.probe_timesteps(BANDS, len(objective.alphas))
     unet.eval()
     found = {}
     for item in items:
-        clean = item.latents if item.moments is None else item.moments[0].chunk(2)[0] * objective.scaling
-        noise = torch.stack([torch.randn(clean.shape, generator=randomness.generator(0, "held out", item.name, b)) for b in range(BANDS)])
+        clean = item.still(objective.scaling)
+        noise = torch.stack(
+            [torch.randn(clean.shape, generator=randomness.generator(0, "held out", item.name, b)) for b in range(BANDS)]
+        )
         losses = objective.losses(unet, clean.expand_as(noise), noise, states(item.caption).expand(BANDS, -1, -1), probes)
         found[item.name] = [round(x, 6) for x in losses.tolist()]
     return found

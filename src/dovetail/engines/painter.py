@@ -54,7 +54,9 @@ def paint(
     on_batch: Callable[[int], None] = lambda count: None,
 ) -> list[np.ndarray]:
     """uint8 pictures (H, W, 3), one for each order, in order."""
-    latents = paint_latents(models, orders, steps=steps, guidance_scale=guidance_scale, batch_size=batch_size, on_batch=on_batch)
+    latents = paint_latents(
+        models, orders, steps=steps, guidance_scale=guidance_scale, batch_size=batch_size, on_batch=on_batch
+    )
     return [picture for part in latents.split(batch_size) for picture in models.decode(part)]
 
 
@@ -74,7 +76,9 @@ def _denoise(models: Models, batch: Sequence[Order], steps: int, guidance_scale:
         states = torch.cat([models.embed([order.negative_prompt for order in batch]), states])
     for timestep in scheduler.timesteps:
         rows = torch.cat([latents, latents]) if guided else latents
-        prediction = unet(scheduler.scale_model_input(rows, timestep), timestep, encoder_hidden_states=states, return_dict=False)[0]
+        prediction = unet(
+            scheduler.scale_model_input(rows, timestep), timestep, encoder_hidden_states=states, return_dict=False
+        )[0]
         if guided:
             without, along = prediction.chunk(2)
             prediction = without + guidance_scale * (along - without)

@@ -44,8 +44,17 @@ def _examples(pairs: list[Pair], config: Buildout) -> list[Example]:
     chosen = splits.assign(sizes, config.validation_share, config.test_share, config.seed)
     return [
         Example(
-            key=pair.key, split=chosen[names[number]], file="", name=pair.name, caption=pair.caption, licence=pair.licence,
-            author=pair.author, origin=pair.origin, group=names[number], width=pair.width, height=pair.height,
+            key=pair.key,
+            split=chosen[names[number]],
+            file="",
+            name=pair.name,
+            caption=pair.caption,
+            licence=pair.licence,
+            author=pair.author,
+            origin=pair.origin,
+            group=names[number],
+            width=pair.width,
+            height=pair.height,
         )  # fmt: skip
         for number, pair in zip(numbers, pairs, strict=True)
     ]

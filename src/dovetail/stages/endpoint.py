@@ -6,7 +6,7 @@ import threading
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
-
+from typing import Any
 
 from dovetail.config import Endpoint
 from dovetail.edges import app as web
@@ -61,13 +61,16 @@ def check(repo: Artifact, dataset: Artifact, config: Endpoint, desk: Desk) -> No
     write_json(desk.folder / "endpoint.json", {"request": wanted, "health": health, "version": answer["version"]})
 
 
-def _post(url: str, body: dict[str, object]) -> dict:
+def _post(url: str, body: dict[str, object]) -> dict[str, Any]:
     request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
     try:
         with urllib.request.urlopen(request, timeout=600) as answer:
-            return json.loads(answer.read())
+            said: dict[str, Any] = json.loads(answer.read())
+            return said
     except OSError as error:
-        raise EndpointError(f"the endpoint did not answer: {error}", do="look at the lines above and run the same command again") from error
+        raise EndpointError(
+            f"the endpoint did not answer: {error}", do="look at the lines above and run the same command again"
+        ) from error
 
 
 def serve(find: Callable[[], tuple[Path, str]], name: str, config: Endpoint, show: Showing) -> None:
@@ -88,7 +91,9 @@ def serve(find: Callable[[], tuple[Path, str]], name: str, config: Endpoint, sho
         studio.stop()
 
 
-def _follow(find: Callable[[], tuple[Path, str]], name: str, studio: web.Studio, stopped: threading.Event, show: Showing) -> None:
+def _follow(
+    find: Callable[[], tuple[Path, str]], name: str, studio: web.Studio, stopped: threading.Event, show: Showing
+) -> None:
     refused = ""
     while not stopped.wait(POLL_SECONDS):
         folder, version = find()

@@ -2,6 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -18,7 +19,14 @@ UNIT = "points of the judge's score (100 x cosine)"
 
 
 def evaluate(
-    dataset: Artifact, latents: Artifact, base: Models, tuned: Models, judge: Judge, shipped: list[str], config: Evaluation, desk: Desk
+    dataset: Artifact,
+    latents: Artifact,
+    base: Models,
+    tuned: Models,
+    judge: Judge,
+    shipped: list[str],
+    config: Evaluation,
+    desk: Desk,
 ) -> None:
     """Checkpoint -> verdict: the same prompts and seeds painted by both models, scored by a judge that training never saw.
 
@@ -27,7 +35,8 @@ def evaluate(
     """
     examples = dataset.records(Example)
     wanted = _test_prompts(examples, config)
-    prompts = [(p, "target") for p in wanted] + [(p, "other") for p in shipped[: config.other_prompts]]
+    prompts: list[tuple[str, Literal["target", "other"]]] = [(p, "target") for p in wanted]
+    prompts += [(p, "other") for p in shipped[: config.other_prompts]]
     orders = [
         (painter.Order(prompt=prompt, seed=config.seed + n), axis)
         for prompt, axis in prompts
@@ -64,9 +73,10 @@ def _finite(value: object) -> object:
 
 
 def _test_prompts(examples: list[Example], config: Evaluation) -> list[str]:
-    """Different captions of the test split, evenly from all its groups."""
+    """Different captions of the test split, evenly from all its groups, those first that training never read."""
+    learnt = {e.caption for e in examples if e.split == "train"}
     queues: dict[str, list[str]] = {}
-    for example in sorted((e for e in examples if e.split == "test"), key=lambda e: e.key):
+    for example in sorted((e for e in examples if e.split == "test"), key=lambda e: (e.caption in learnt, e.key)):
         queues.setdefault(example.group, []).append(example.caption)
     chosen: dict[str, None] = {}
     while any(queues.values()) and len(chosen) < config.max_prompts:
@@ -85,7 +95,11 @@ def _paint_once(who: str, models: Models, orders: list[painter.Order], config: E
             batch = slice(first, first + config.batch_size)
             if not all(f.exists() for f in files[batch]):
                 painted = painter.paint(
-                    models, orders[batch], steps=config.steps, guidance_scale=config.guidance_scale, batch_size=config.batch_size
+                    models,
+                    orders[batch],
+                    steps=config.steps,
+                    guidance_scale=config.guidance_scale,
+                    batch_size=config.batch_size,
                 )
                 for file, picture in zip(files[batch], painted, strict=True):
                     write_bytes(file, pixels.png(picture))
@@ -93,7 +107,14 @@ def _paint_once(who: str, models: Models, orders: list[painter.Order], config: E
     return files
 
 
-def _scored(orders: list, painted: dict[str, list[Path]], judge: Judge, examples: list[Example], dataset: Artifact, desk: Desk) -> list[ScoredSample]:
+def _scored(
+    orders: list[tuple[painter.Order, Literal["target", "other"]]],
+    painted: dict[str, list[Path]],
+    judge: Judge,
+    examples: list[Example],
+    dataset: Artifact,
+    desk: Desk,
+) -> list[ScoredSample]:
     texts = list(dict.fromkeys(order.prompt for order, _ in orders))
     words = judge.texts(texts)
     others = torch.tensor([any(o.prompt == t and axis == "other" for o, axis in orders) for t in texts])
@@ -112,11 +133,18 @@ def _scored(orders: list, painted: dict[str, list[Path]], judge: Judge, examples
         named = {who: bool(s[own] > s[rivals].max()) if rivals.any() else True for who, s in scores.items()}
         samples.append(
             ScoredSample(
-                prompt=order.prompt, seed=order.seed, axis=axis,
-                base_score=round(100 * float(scores["base"][own]), 4), tuned_score=round(100 * float(scores["tuned"][own]), 4),
-                base_named=named["base"], tuned_named=named["tuned"],
-                base_file=_below(painted["base"][i], desk), tuned_file=_below(painted["tuned"][i], desk),
-                nearest_name=train[best].name, nearest_file=train[best].file, nearest_similarity=round(float(near[best]), 4),
+                prompt=order.prompt,
+                seed=order.seed,
+                axis=axis,
+                base_score=round(100 * float(scores["base"][own]), 4),
+                tuned_score=round(100 * float(scores["tuned"][own]), 4),
+                base_named=named["base"],
+                tuned_named=named["tuned"],
+                base_file=_below(painted["base"][i], desk),
+                tuned_file=_below(painted["tuned"][i], desk),
+                nearest_name=train[best].name,
+                nearest_file=train[best].file,
+                nearest_similarity=round(float(near[best]), 4),
             )  # fmt: skip
         )
     return samples
@@ -148,12 +176,18 @@ def _gain(samples: list[ScoredSample], axis: str) -> Interval:
 def _named(samples: list[ScoredSample], axis: str) -> dict[str, float]:
     chosen = [s for s in samples if s.axis == axis]
     count = max(1, len(chosen))
-    return {"base": sum(s.base_named for s in chosen) / count, "tuned": sum(s.tuned_named for s in chosen) / count, "samples": len(chosen)}
+    return {
+        "base": sum(s.base_named for s in chosen) / count,
+        "tuned": sum(s.tuned_named for s in chosen) / count,
+        "samples": len(chosen),
+    }
 
 
 def _copy_share(samples: list[ScoredSample], judge: Judge, examples: list[Example], dataset: Artifact) -> dict[str, float]:
     """How often a sample lies nearer to a training picture than 99 % of the held-out pictures do."""
-    files = {s: [dataset.folder / "dataset" / e.file for e in examples if e.split == s] for s in ("train", "validation", "test")}
+    files = {
+        s: [dataset.folder / "dataset" / e.file for e in examples if e.split == s] for s in ("train", "validation", "test")
+    }
     held_out = files["validation"] + files["test"]
     mine = [s.nearest_similarity for s in samples if s.axis == "target"]
     if not held_out or not mine:

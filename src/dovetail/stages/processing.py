@@ -37,14 +37,25 @@ def process(dataset: Artifact, base: Artifact, models: Models, config: Processin
     write_json(desk.folder / "resolution.json", {"side": side, "cut_captions": _cut(captions, models)})
     if rehearsed:
         asked = digests.of_data([base.content, rehearsed, REHEARSAL_SEED])
-        write_bytes(desk.folder / "rehearsal.safetensors", tensors.to_bytes({"latents": _rehearsal(rehearsed, asked, models, desk)}))
+        write_bytes(
+            desk.folder / "rehearsal.safetensors",
+            tensors.to_bytes({"latents": _rehearsal(rehearsed, asked, models, desk)}),
+        )
         write_json(desk.folder / "rehearsal.json", {"asked": asked, "captions": rehearsed})
     write_records(desk.folder / "records.jsonl", rows)
 
 
 def _row(example: Example, recipe: dict[str, object]) -> LatentRow:
     item = digests.of_data([example.file.split("/")[1], recipe])
-    return LatentRow(item=item, key=example.key, split=example.split, caption=example.caption, name=example.name, file=example.file, row=0)
+    return LatentRow(
+        item=item,
+        key=example.key,
+        split=example.split,
+        caption=example.caption,
+        name=example.name,
+        file=example.file,
+        row=0,
+    )
 
 
 def _part_digest(base: Artifact, prefix: str) -> str:
@@ -52,7 +63,13 @@ def _part_digest(base: Artifact, prefix: str) -> str:
 
 
 def _moments(
-    rows: list[LatentRow], examples: list[Example], root: Path, models: Models, config: Processing, side: int, desk: Desk
+    rows: list[LatentRow],
+    examples: list[Example],
+    root: Path,
+    models: Models,
+    config: Processing,
+    side: int,
+    desk: Desk,
 ) -> dict[str, Tensor]:
     """Item digest -> moments (views, 2c, h, w); what an earlier artifact holds is taken from there."""
     wanted = {row.item for row in rows}
@@ -61,7 +78,9 @@ def _moments(
         known |= {k: v for k, v in tensors.read(artifact.folder / "latents.safetensors").items() if k in wanted}
     todo = [(row, example) for row, example in zip(rows, examples, strict=True) if row.item not in known]
     for row, example in desk.show.track(todo, "pictures to latents", len(todo)):
-        views = crops.views(example.width, example.height, side, centre=config.centre_crop, flip=config.random_flip, key=example.key)
+        views = crops.views(
+            example.width, example.height, side, centre=config.centre_crop, flip=config.random_flip, key=example.key
+        )
         picture = pixels.read(root / row.file)
         batch = torch.stack([_cut_out(picture, view, side) for view in views])
         known[row.item] = models.moments(batch).cpu()
@@ -72,7 +91,7 @@ def _cut_out(picture: np.ndarray, view: crops.View, side: int) -> Tensor:
     """Pixels (3, side, side) in -1..1 of one view."""
     scaled = pixels.resized(picture, view.width, view.height)[view.top : view.top + side, view.left : view.left + side]
     seen = scaled[:, ::-1] if view.mirrored else scaled
-    return torch.from_numpy(np.ascontiguousarray(seen)).permute(2, 0, 1).float() / 127.5 - 1
+    return torch.from_numpy(seen.copy()).permute(2, 0, 1).float() / 127.5 - 1
 
 
 def _states(captions: list[str], models: Models, desk: Desk) -> Tensor:
@@ -96,5 +115,10 @@ def _rehearsal(prompts: list[str], asked: str, models: Models, desk: Desk) -> Te
     orders = [painter.Order(prompt=p, seed=REHEARSAL_SEED + i) for i, p in enumerate(prompts)]
     with desk.show.bar("rehearsal pictures", len(orders)) as advance:
         return painter.paint_latents(
-            models, orders, steps=REHEARSAL_STEPS, guidance_scale=REHEARSAL_GUIDANCE, batch_size=BATCH, on_batch=lambda n: advance(n, "")
+            models,
+            orders,
+            steps=REHEARSAL_STEPS,
+            guidance_scale=REHEARSAL_GUIDANCE,
+            batch_size=BATCH,
+            on_batch=lambda n: advance(n, ""),
         )

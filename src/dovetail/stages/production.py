@@ -22,5 +22,9 @@ def release(repo: Artifact, verdict: Artifact, endpoint: Artifact, config: Produ
         outcome = {"released": True, "why": "this version is in force already"}
     else:
         made = registry.promote(name, version, config.reason or answer["sentence"])
-        outcome = {"released": True, "why": made.reason, "release": {k: v for k, v in asdict(made).items() if k != "at"}}
+        outcome = {
+            "released": True,
+            "why": made.reason,
+            "release": {k: v for k, v in asdict(made).items() if k != "at"},
+        }
     write_json(desk.folder / "release.json", published | outcome)

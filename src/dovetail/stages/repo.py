@@ -52,7 +52,9 @@ def publish(
         "versions": {name: version(name) for name in ("dovetail", "diffusers", "transformers", "torch")},
     }  # fmt: skip
     write_bytes(root / "README.md", cards.model_card(facts).encode())
-    for name in sorted(f for f in base.manifest.files if "/" not in f and f.upper().startswith(("LICENSE", "LICENCE", "NOTICE"))):
+    for name in sorted(
+        f for f in base.manifest.files if "/" not in f and f.upper().startswith(("LICENSE", "LICENCE", "NOTICE"))
+    ):
         link_or_copy(base.folder / name, root / name)
     write_bytes(root / "NOTICE", _notice(base_name, examples).encode())
     sums = digest_folder(root)
@@ -80,7 +82,10 @@ def _read_back(tuned: Models, root: Path, config: Repo) -> None:
     kind = getattr(torch, config.dtype)
     for name, tensor in tuned.unet.state_dict().items():
         if name not in written or not torch.equal(written[name], tensor.cpu().to(kind).float()):
-            raise StoreError(f"the written U-Net differs from the trained one at {name}", do="check the disk and run the same command again")
+            raise StoreError(
+                f"the written U-Net differs from the trained one at {name}",
+                do="check the disk and run the same command again",
+            )
 
 
 def _base_licence(base: Artifact) -> str:
@@ -92,19 +97,33 @@ def _base_licence(base: Artifact) -> str:
     return "not stated"
 
 
-def _provenance(base_name: str, base: Artifact, dataset: Artifact, checkpoint: Artifact, examples: list[Example]) -> dict[str, object]:
+def _provenance(
+    base_name: str, base: Artifact, dataset: Artifact, checkpoint: Artifact, examples: list[Example]
+) -> dict[str, object]:
     return {
         "base": {"name": base_name, "content": base.content, "files": base.manifest.files},
         "dataset": {"content": dataset.content},
         "checkpoint": {"content": checkpoint.content, "asked": checkpoint.manifest.asked},
         "pictures": [
-            {"sha256": e.key, "name": e.name, "split": e.split, "caption": e.caption, "license": e.licence, "author": e.author, "origin": e.origin}
+            {
+                "sha256": e.key,
+                "name": e.name,
+                "split": e.split,
+                "caption": e.caption,
+                "license": e.licence,
+                "author": e.author,
+                "origin": e.origin,
+            }
             for e in examples
         ],
     }
 
 
 def _notice(base_name: str, examples: list[Example]) -> str:
-    lines = [f"This model was made from {base_name} by changing the weights of its U-Net.", "", "It was tuned on pictures by:"]
+    lines = [
+        f"This model was made from {base_name} by changing the weights of its U-Net.",
+        "",
+        "It was tuned on pictures by:",
+    ]
     lines += [f"- {author} ({licence}), {n} pictures" for licence, author, n in cards.licence_rows(examples)]
     return "\n".join(lines) + "\n"

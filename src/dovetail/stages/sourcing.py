@@ -10,13 +10,20 @@ from dovetail.errors import BadInputError
 from dovetail.records import Lead, Rejected
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".tif", ".tiff", ".bmp"})
-LICENCE_KEYS, AUTHOR_KEYS, ORIGIN_KEYS = ("license", "licence"), ("author", "creator", "artist"), ("source", "origin", "url")
+LICENCE_KEYS, AUTHOR_KEYS, ORIGIN_KEYS = (
+    ("license", "licence"),
+    ("author", "creator", "artist"),
+    ("source", "origin", "url"),
+)
 
 
 def stamp(config: Sourcing) -> str:
     """Digest of what lies in the folder: names, sizes, times. Another one means: look again."""
     folder = _folder(config)
-    files = [*listings.picture_files(folder, SUFFIXES | {".txt"}), *(f for n in listings.METADATA for f in sorted(folder.rglob(n)))]
+    files = [
+        *listings.picture_files(folder, SUFFIXES | {".txt"}),
+        *(f for n in listings.METADATA for f in sorted(folder.rglob(n))),
+    ]
     return digests.of_data([[f.relative_to(folder).as_posix(), (s := f.stat()).st_size, s.st_mtime_ns] for f in files])
 
 
@@ -45,7 +52,9 @@ def source(config: Sourcing, desk: Desk) -> None:
 
 def _folder(config: Sourcing) -> Path:
     if not config.folder:
-        raise BadInputError("no folder of pictures is named", do="give it: dovetail run FOLDER, or [sourcing] folder in dovetail.toml")
+        raise BadInputError(
+            "no folder of pictures is named", do="give it: dovetail run FOLDER, or [sourcing] folder in dovetail.toml"
+        )
     folder = Path(config.folder).expanduser()
     listings.picture_files(folder, frozenset())  # says at once where the folder is missing
     return folder.resolve()

@@ -20,7 +20,9 @@ def train(latents: Artifact, models: Models, embedded: bool, config: Training, d
     rows = latents.records(LatentRow)
     material = learner.read_material(latents)
     if not material.train:
-        raise BadInputError("no picture is left to learn from", do="add pictures, or lower [buildout] test_share and validation_share")
+        raise BadInputError(
+            "no picture is left to learn from", do="add pictures, or lower [buildout] test_share and validation_share"
+        )
     prompts = _sample_prompts(rows)
 
     def sample(step: int) -> None:

@@ -1,5 +1,7 @@
 """Stage 3, data wrangling: keep what is worth learning, say why the rest is not."""
 
+from typing import Any
+
 import numpy as np
 
 from dovetail.config import Wrangling
@@ -29,7 +31,9 @@ def wrangle(haul: Artifact, config: Wrangling, desk: Desk) -> None:
             pairs.append(outcome)
     if not pairs:
         reasons = ", ".join(sorted({r.reason for r in rejected}))
-        raise BadInputError(f"none of the {len(found)} pictures can be used ({reasons})", do="look at the pictures and captions")
+        raise BadInputError(
+            f"none of the {len(found)} pictures can be used ({reasons})", do="look at the pictures and captions"
+        )
     write_records(desk.folder / "records.jsonl", pairs)
     write_records(desk.folder / "rejected.jsonl", rejected)
 
@@ -39,7 +43,14 @@ def _examine(item: Gathered, config: Wrangling, desk: Desk, known: Pair | None) 
     caption = captions.cleaned(item.caption)
     if fault := captions.fault(caption, config.max_caption_characters):
         return Rejected(name=item.name, key=item.key, reason=fault[0], detail=fault[1])
-    told = {"name": item.name, "caption": caption, "licence": item.licence, "author": item.author, "origin": item.origin, "group": item.group}
+    told: dict[str, Any] = {
+        "name": item.name,
+        "caption": caption,
+        "licence": item.licence,
+        "author": item.author,
+        "origin": item.origin,
+        "group": item.group,
+    }
     if known is not None:
         seen = {f: getattr(known, f) for f in ("key", "pixels_key", "width", "height", "fingerprint", "colours")}
         return Pair(**seen, **told)
@@ -80,4 +91,9 @@ def _rgb(colour: str) -> tuple[int, int, int]:
 def _examined_before(config: Wrangling, desk: Desk) -> dict[str, Pair]:
     """Pairs of earlier artifacts made under the same rules, by the key of their bytes: they need no second decoding."""
     asked = config.model_dump(mode="json")
-    return {pair.key: pair for artifact in desk.before if artifact.manifest.asked["config"] == asked for pair in artifact.records(Pair)}
+    return {
+        pair.key: pair
+        for artifact in desk.before
+        if artifact.manifest.asked["config"] == asked
+        for pair in artifact.records(Pair)
+    }

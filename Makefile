@@ -1,0 +1,35 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test install check base clean
+
+## demo: the main job on the embedded base and the shipped television pictures
+demo: install
+	$(BIN)/dovetail run examples/televisions --run demo
+
+## test: the whole suite
+test: install
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest
+
+## install: .venv with all that demo and test need; .venv/bin/dovetail is the command
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+	touch $@
+
+## check: style, types and the direction of imports
+check: install
+	$(BIN)/ruff check src tests recipes benchmarks
+	$(BIN)/ruff format --check src tests recipes benchmarks
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+## base: train the embedded base again from named packages (hours on two cores; resumable)
+base: install
+	$(BIN)/python -m recipes.embedded_base
+
+clean:
+	rm -rf demo runs build

@@ -1,0 +1,39 @@
+"""The whole recipe in order: `python -m recipes.embedded_base` (or `make base`). Run it again to go on where it stopped."""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+from . import icons
+
+HERE = Path(__file__).parents[2]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--build", type=Path, default=HERE / "build" / "embedded_base")
+    parser.add_argument("--minutes", type=float, default=180, help="for the U-Net")
+    args = parser.parse_args()
+    downloads = args.build / "icons"
+    icons.fetch(downloads)
+    places = ["--downloads", str(downloads), "--out", str(args.build)]
+    stages: list[tuple[str, Path | None, list[str]]] = [
+        ("tokenizer", args.build / "tokenizer", places),
+        ("train_vae", args.build / "vae", places),
+        ("train_towers", args.build / "text_encoder", ["generator", *places]),
+        ("train_towers", args.build / "judge", ["judge", *places]),
+        ("train_unet", None, [*places, "--minutes", str(args.minutes)]),
+        ("televisions", None, ["--downloads", str(downloads), "--examples", str(HERE / "examples" / "televisions")]),
+        ("pack", None, ["--build", str(args.build), "--base", str(HERE / "src" / "dovetail" / "base")]),
+    ]
+    for module, result, arguments in stages:
+        if result is not None and result.exists():
+            print(f"{module}: {result} is there")
+            continue
+        print(f"{module} {' '.join(arguments)}", flush=True)
+        subprocess.run([sys.executable, "-m", f"recipes.embedded_base.{module}", *arguments], cwd=HERE, check=True)
+
+
+if __name__ == "__main__":
+    main()
