@@ -77,9 +77,9 @@ tags:
 
 # Dovetail's embedded base, version 1
 
-A small but complete Stable Diffusion for 64x64 pictures, trained from scratch by `recipes/embedded_base` on openly licensed
-icon art: tokenizer, CLIP text encoder, VAE, U-Net, scheduler, all diffusers and transformers classes, and a CLIP judge of its own.
-It exists so that fine-tuning can be learnt, tested and shown on a laptop without a GPU or a download.
+A small but complete Stable Diffusion for 64x64 pictures, trained from scratch by `recipes/embedded_base` on openly
+licensed icon art: tokenizer, CLIP text encoder, VAE, U-Net, scheduler, all diffusers and transformers classes, and a CLIP
+judge of its own. It exists so that fine-tuning can be learnt, tested and shown on a laptop without a GPU or a download.
 
 It knows {len(icons.THINGS)} things ({", ".join(icons.THINGS)}) in three styles (shaded, soft, flat) on plain and gradient
 backgrounds. It was never shown a television, a computer screen or a laptop.
@@ -96,8 +96,8 @@ backgrounds. It was never shown a television, a computer screen or a laptop.
 {sets}
 | Debian openclipart-svg, television drawings | many hands | public domain | judge |
 
-**Limits.** Version 1 is modest: backgrounds are right, common objects are recognisable or nearly so, details are soft, two objects in
-one picture rarely work. The weights are under Apache-2.0; the attribution that CC-BY-4.0 asks for is in `NOTICE`.
+**Limits.** Version 1 is modest: backgrounds are right, common objects are recognisable or nearly so, details are soft, two
+objects in one picture rarely work. The weights are under Apache-2.0; the attribution that CC-BY-4.0 asks for is in `NOTICE`.
 """
 
 

@@ -7,6 +7,7 @@ its share of the parameters, so that the sum is one exact large-batch step witho
 
 import argparse
 import json
+import os
 import time
 from pathlib import Path
 
@@ -31,8 +32,8 @@ SCHEDULER = dict(
     prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing", steps_offset=1,
     set_alpha_to_one=True,
 )  # fmt: skip
-SHARD, REUSE, DROPOUT, EMA_HALF_LIFE = 6144, 3, 0.1, 1500  # pictures, passes, share of captions, steps
-DECAY_SHARE = 0.35  # of the time given: the learning rate falls to zero over it
+SHARD, REUSE, DROPOUT, EMA_HALF_LIFE = 6144, 3, 0.1, 800  # pictures, passes, share of captions, steps
+DECAY_SHARE = 0.55  # of the time given: the learning rate falls to zero over it
 
 
 def flatten(module: torch.nn.Module, shared: torch.Tensor) -> None:
@@ -84,7 +85,8 @@ def worker(rank: int, world: int, args: argparse.Namespace, vectors: dict[str, t
     mine, average, first, second = (vectors[k][share] for k in ("weights", "ema", "first", "second"))
     per_worker = args.batch // world
     shard_number, losses, last = -1, [], time.time()
-    while clock["seconds"] < args.minutes * 60:
+    parent = os.getppid()
+    while clock["seconds"] < args.minutes * 60 and os.getppid() == parent:  # an orphan must not go on writing
         step = int(clock["step"])
         wanted = step * args.batch // (SHARD * REUSE)
         if wanted != shard_number:
@@ -123,8 +125,8 @@ def worker(rank: int, world: int, args: argparse.Namespace, vectors: dict[str, t
         left = 1 - clock["seconds"] / (args.minutes * 60)
         lr = args.lr * min(1, (step + 1) / 300) * min(1.0, max(0.01, float(left)) / DECAY_SHARE)
         first.lerp_(grad, 0.1)
-        second.lerp_(grad.square(), 0.01)
-        correction = (1 - 0.99 ** (step + 1)) ** 0.5 / (1 - 0.9 ** (step + 1))
+        second.lerp_(grad.square(), 0.001)
+        correction = (1 - 0.999 ** (step + 1)) ** 0.5 / (1 - 0.9 ** (step + 1))
         mine.mul_(1 - lr * 0.01).addcdiv_(first, second.sqrt().add_(1e-8), value=-lr * correction)
         average.lerp_(mine, 1 - min(0.5 ** (1 / EMA_HALF_LIFE), (1 + step) / (10 + step)))
         losses.append(loss.item())

@@ -354,8 +354,8 @@ def _explain(error: Exception) -> None:
     import tempfile
     import traceback
 
-    if isinstance(error, OSError) and error.errno == 28:
-        _fail(f"the disk is full ({error.filename or 'no file named'}); free some room and run the same command again", 1)
+    if "No space left on device" in str(error):
+        _fail("the disk is full; free some room and run the same command again", 1)
     with tempfile.NamedTemporaryFile("w", prefix="dovetail-fault-", suffix=".txt", delete=False) as file:
         traceback.print_exception(error, file=file)
     _fail(
