@@ -13,7 +13,7 @@ os.environ |= {
     "HF_HUB_OFFLINE": "1", "HF_HOME": f"{_HOME.name}/hf", "DOVETAIL_HOME": f"{_HOME.name}/home", "MPLCONFIGDIR": f"{_HOME.name}/mpl",
     "OMP_NUM_THREADS": "1", "NO_COLOR": "1",
 }  # fmt: skip
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 
 import pytest  # noqa: E402
 import tiny  # noqa: E402

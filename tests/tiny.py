@@ -150,3 +150,9 @@ def cli(*words: object, cwd: Path | None = None, timeout: float = 120, **env: st
     """`dovetail` in a process of its own."""
     command = [sys.executable, "-m", "dovetail.cli", *map(str, words)]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=timeout, env=os.environ | env, check=False)
+
+
+def pixels_of(file: Path) -> np.ndarray:
+    """RGB pixels of a picture file, as signed numbers that can be subtracted."""
+    with Image.open(file) as image:
+        return np.asarray(image.convert("RGB")).astype(int)

@@ -37,11 +37,9 @@ def evaluate(
     wanted = _test_prompts(examples, config)
     prompts: list[tuple[str, Literal["target", "other"]]] = [(p, "target") for p in wanted]
     prompts += [(p, "other") for p in shipped[: config.other_prompts]]
-    orders = [
-        (painter.Order(prompt=prompt, seed=config.seed + n), axis)
-        for prompt, axis in prompts
-        for n in range(config.seeds_per_prompt if axis == "target" else 1)
-    ]
+    per_prompt = {"target": config.seeds_per_prompt, "other": 1}
+    wishes = [(prompt, axis) for prompt, axis in prompts for _ in range(per_prompt[axis])]
+    orders = [(painter.Order(prompt=prompt, seed=config.seed + i), axis) for i, (prompt, axis) in enumerate(wishes)]
     painted = {}
     for who, models in (("base", base), ("tuned", tuned)):
         painted[who] = _paint_once(who, models, [order for order, _ in orders], config, desk)

@@ -1,0 +1,229 @@
+"""What is asked anew decides what is done anew, and nothing else."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file
+
+import tiny
+from conftest import Finished
+from dovetail import library
+from dovetail.edges import pixels
+from dovetail.edges.folders import Artifact
+from dovetail.edges.models import Models
+from dovetail.engines import painter
+from dovetail.errors import StoreError
+from dovetail.records import STAGE_NAMES, Example, LatentRow, Pair
+from tiny import SHORT, short
+
+Again = Callable[..., tuple[dict[str, Artifact], set[str]]]
+
+
+@pytest.fixture
+def again(finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Again:
+    """Runs on a copy of the finished run; returns the artifacts and which stages were done again."""
+    monkeypatch.setenv("DOVETAIL_HOME", str(finished.home))
+    run = Path(shutil.copytree(finished.run, tmp_path / "run"))
+
+    def go(pictures: Path | None = None, until: str = "production", **tables: Any) -> tuple[dict[str, Artifact], set[str]]:
+        sealed = library.run(str(pictures or finished.pictures), run=str(run), until=until, base=str(finished.base), **short(**tables))
+        old = {n: {p.name for p in (finished.run / n).iterdir()} for n in STAGE_NAMES}
+        return sealed, {n for n in sealed if n != "base" and sealed[n].folder.name not in old[n]}
+
+    return go
+
+
+@pytest.fixture
+def copied(finished: Finished, tmp_path: Path) -> Path:
+    """A copy of the pictures, with their times."""
+    return Path(shutil.copytree(finished.pictures, tmp_path / "things"))
+
+
+def after(stage: str) -> set[str]:
+    return set(STAGE_NAMES[STAGE_NAMES.index(stage) :])
+
+
+def test_the_same_request_does_nothing_again(again: Again) -> None:
+    assert again()[1] == set()
+
+
+@pytest.mark.parametrize(
+    ("tables", "done"),
+    [
+        ({"evaluation": {"seed": 1001}}, {"evaluation", "repo", "endpoint", "production"}),
+        ({"endpoint": {"seed": 8}}, {"endpoint", "production"}),
+        ({"production": {"reason": "because"}}, {"production"}),
+        ({"repo": {"dtype": "float16"}}, {"repo", "endpoint", "production"}),
+    ],
+)
+def test_a_changed_table_redoes_its_stage_and_what_follows_from_it(again: Again, tables: dict[str, Any], done: set[str]) -> None:
+    assert again(**tables)[1] == done
+
+
+@pytest.mark.parametrize(
+    ("tables", "done"),
+    [
+        ({"wrangling": {"max_pixels": 90_000_000}}, {"wrangling"}),
+        ({"gathering": {"max_bytes": 90_000_000}}, {"gathering"}),
+        ({"buildout": {"near_duplicate_bits": 5}}, {"buildout"}),
+    ],
+)
+def test_a_rule_changed_to_the_same_outcome_stops_there(again: Again, tables: dict[str, Any], done: set[str]) -> None:
+    assert again(**tables)[1] == done
+
+
+def test_a_picture_that_was_only_touched_changes_nothing_after_gathering(again: Again, copied: Path) -> None:
+    (copied / "plain-red.png").touch()
+    assert again(copied)[1] == {"sourcing", "gathering"}
+
+
+def test_one_more_picture_is_the_only_one_that_is_decoded_and_encoded(again: Again, copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, _ = again(until="processing")
+    tiny.add_picture(copied, "new.png", "a new thing on blue", tiny.drawing("striped", "blue", (80, 40)).rotate(90, expand=True), group="new")
+    decode, encode = pixels.decode, Models.moments
+    worked: dict[str, list[Any]] = {"decoded": [], "encoded": []}
+
+    def decoding(data: bytes, background: tuple[int, int, int]) -> pixels.Decoded:
+        found = decode(data, background)
+        worked["decoded"].append(hashlib.sha256(data).hexdigest())
+        return found
+
+    def encoding(self: Models, batch: torch.Tensor) -> torch.Tensor:
+        worked["encoded"].append(len(batch))
+        return encode(self, batch)
+
+    monkeypatch.setattr(pixels, "decode", decoding)
+    monkeypatch.setattr(Models, "moments", encoding)
+    after_, done = again(copied, until="processing")
+    assert done == {"sourcing", "gathering", "wrangling", "buildout", "processing"}
+    key = hashlib.sha256((copied / "new.png").read_bytes()).hexdigest()
+    assert set(worked["decoded"]) == {key} and worked["encoded"] == [2]
+    old, new = (load_file(a["processing"].folder / "latents.safetensors") for a in (before, after_))
+    assert len(new) == len(old) + 1 and all(torch.equal(new[name], old[name]) for name in old)
+    painted = [(a["processing"].folder / "rehearsal.safetensors").read_bytes() for a in (before, after_)]
+    assert painted[0] == painted[1]
+
+
+def test_a_changed_caption_is_learnt_and_the_latents_of_its_picture_stay(again: Again, copied: Path) -> None:
+    before, _ = again(until="processing")
+    rows = [json.loads(line) for line in (copied / "metadata.jsonl").read_text().splitlines()]
+    rows[0]["text"] = "something else on red"
+    (copied / "metadata.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    sealed, done = again(copied, until="processing")
+    assert "processing" in done
+    old, new = ((a["processing"].folder / "latents.safetensors").read_bytes() for a in (before, sealed))
+    assert old == new and "something else on red" in {r.caption for r in sealed["processing"].records(LatentRow)}
+
+
+def test_a_picture_taken_away_is_gone_everywhere(again: Again, copied: Path) -> None:
+    (copied / "square-red.png").unlink()
+    sealed, _ = again(copied, until="processing")
+    for stage, kind in (("wrangling", Pair), ("buildout", Example), ("processing", LatentRow)):
+        assert "square-red.png" not in {r.name for r in sealed[stage].records(kind)}  # type: ignore[type-var,attr-defined]
+    assert len(load_file(sealed["processing"].folder / "latents.safetensors")) == 14
+
+
+def test_status_names_the_field_that_differs(finished: Finished, again: Again, tmp_path: Path) -> None:
+    again(training={"steps": 5}, until="sourcing")
+    standing = {s.stage: s for s in library.status(run=str(tmp_path / "run"))}
+    assert standing["training"].state == "stale" and "config.steps: 4 -> 5" in standing["training"].why
+    assert standing["processing"].state == "sealed" and standing["evaluation"].why == ("training is not sealed",)
+
+
+def test_looking_at_the_status_of_a_run_that_was_never_made_makes_nothing(tmp_path: Path, tiny_base: Path) -> None:
+    (tmp_path / "dovetail.toml").write_text(f'base = "{tiny_base}"\n[sourcing]\nfolder = "{tmp_path}"\n')
+    standing = library.status(run=str(tmp_path / "never"), config=str(tmp_path / "dovetail.toml"))
+    assert all(s.state == "missing" for s in standing)
+    assert not (tmp_path / "never").exists()
+
+
+def test_one_stage_asked_for_on_a_finished_run_leaves_the_report_whole(finished: Finished, again: Again, tmp_path: Path) -> None:
+    again(until="wrangling")
+    sentence = json.loads((finished.sealed["evaluation"].folder / "verdict.json").read_text())["sentence"]
+    assert sentence in (tmp_path / "run" / "report.html").read_text().replace("&#x27;", "'")
+
+
+def test_the_same_settings_in_another_folder_end_with_the_same_weights(finished: Finished, tmp_path: Path) -> None:
+    other = library.run(str(finished.pictures), run=str(tmp_path / "other"), until="training", base=str(finished.base), **short())
+    assert other["training"].manifest.files["weights.safetensors"] == finished.sealed["training"].manifest.files["weights.safetensors"]
+    assert other["processing"].content == finished.sealed["processing"].content
+
+
+def test_a_training_stopped_half_way_goes_on_and_ends_with_the_same_weights(again: Again, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from dovetail.engines import learner
+
+    slower = {"training": SHORT["training"] | {"sample_every": 1, "checkpoint_every": 1, "steps": 5}}
+    paint, count = painter.paint, [0]
+
+    def stop(*args: Any, **keys: Any) -> Any:
+        count[0] += 1
+        if count[0] == 4:  # the grid before training, then after steps 1 and 2
+            raise KeyboardInterrupt
+        return paint(*args, **keys)
+
+    monkeypatch.setattr(painter, "paint", stop)
+    with pytest.raises(KeyboardInterrupt):
+        again(until="training", **slower)
+    left = next((tmp_path / "run" / "training").glob("*.partial"))
+    assert (left / "checkpoints").is_dir()
+    steps: list[int] = []
+    step = learner._step
+    monkeypatch.setattr(learner, "_step", lambda lessons, n, rate: (steps.append(n), step(lessons, n, rate))[1])
+    resumed, _ = again(until="training", **slower)
+    assert steps == [2, 3, 4] and not left.exists()
+    whole = library.run(run=str(tmp_path / "run"), until="processing")
+    shutil.rmtree(resumed["training"].folder)
+    assert whole["processing"].folder.exists()
+    uninterrupted, _ = again(until="training", **slower)
+    assert uninterrupted["training"].manifest.files["weights.safetensors"] == resumed["training"].manifest.files["weights.safetensors"]
+
+
+def test_two_runs_in_one_folder_at_once_are_refused(finished: Finished, again: Again, tmp_path: Path) -> None:
+    from dovetail.edges.folders import Run
+
+    before = (tmp_path / "run" / "dovetail.toml").read_bytes()
+    with Run(tmp_path / "run").locked(), pytest.raises(StoreError, match="another dovetail works"):
+        again(training={"steps": 77})
+    assert (tmp_path / "run" / "dovetail.toml").read_bytes() == before, "the refused run has replaced the configuration of the one at work"
+
+
+@pytest.fixture(scope="module")
+def adapted(finished: Finished, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
+    """A LoRA run whose alpha is not its rank."""
+    run = Path(shutil.copytree(finished.run, tmp_path_factory.mktemp("lora") / "run"))
+    keys = short(training={"method": "lora", "learning_rate": 0.05, "lora_rank": 2, "lora_alpha": 8, "ema_decay": 0.1}, repo={"registry": str(run.parent / "registry")})
+    return library.run(str(finished.pictures), run=str(run), until="repo", base=str(finished.base), **keys)
+
+
+def _paint(folder: Path, adapters: Path | None = None) -> Any:
+    import numpy as np
+
+    pipe = StableDiffusionPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    if adapters:
+        pipe.load_lora_weights(adapters, weight_name="pytorch_lora_weights.safetensors")
+    made = pipe("a round thing on red", num_inference_steps=3, guidance_scale=4.0, generator=torch.Generator().manual_seed(1))
+    return np.asarray(made.images[0]).astype(int)
+
+
+def test_a_lora_run_trains_adapters_only_and_publishes_them_beside_a_whole_unet(finished: Finished, adapted: dict[str, Artifact]) -> None:
+    model = adapted["repo"].folder / "model"
+    assert all("lora" in name for name in load_file(adapted["training"].folder / "weights.safetensors"))
+    assert (model / "pytorch_lora_weights.safetensors").exists()
+    base, tuned = (load_file(f / "unet" / "diffusion_pytorch_model.safetensors") for f in (finished.base, model))
+    assert base.keys() == tuned.keys() and any(not torch.equal(base[n], tuned[n]) for n in base)
+    assert "base_model_relation: adapter" in (model / "README.md").read_text()
+
+
+def test_the_published_adapters_on_the_base_paint_what_the_published_folder_paints(finished: Finished, adapted: dict[str, Artifact]) -> None:
+    model = adapted["repo"].folder / "model"
+    fused, plain = _paint(model), _paint(finished.base)
+    assert abs(fused - plain).max() > 8, "the training has changed nothing, this test would say nothing"
+    assert abs(_paint(finished.base, model) - fused).max() <= 2
