@@ -10,8 +10,8 @@ from pathlib import Path
 # Before any library is imported: they read these once.
 _HOME = tempfile.TemporaryDirectory(prefix="dovetail-tests-")
 os.environ |= {
-    "HF_HUB_OFFLINE": "1", "HF_HOME": f"{_HOME.name}/hf", "DOVETAIL_HOME": f"{_HOME.name}/home", "MPLCONFIGDIR": f"{_HOME.name}/mpl",
-    "OMP_NUM_THREADS": "1", "NO_COLOR": "1",
+    "HF_HUB_OFFLINE": "1", "HF_HOME": f"{_HOME.name}/hf", "DOVETAIL_HOME": f"{_HOME.name}/home",
+    "MPLCONFIGDIR": f"{_HOME.name}/mpl", "OMP_NUM_THREADS": "1", "NO_COLOR": "1",
 }  # fmt: skip
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 
@@ -69,7 +69,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Itera
     """All ten stages on fourteen pictures, one of them called `train station.jpg`, and some that must be rejected."""
     place = tmp_path_factory.mktemp("finished")
     pictures = tiny.write_pictures(place / "things")
-    tiny.add_picture(pictures, "train station.jpg", "a train station | with a pipe 🚉", tiny.drawing("round", "blue", (60, 60)).rotate(31))
+    tiny.add_picture(
+        pictures, "train station.jpg", "a train station | with a pipe 🚉", tiny.drawing("round", "blue", (60, 60)).rotate(31)
+    )
     tiny.add_picture(pictures, "broken.png", "a broken one", (pictures / "plain-red.png").read_bytes()[:90])
     tiny.add_picture(pictures, "nothing.png", "an empty one", b"")
     tiny.add_picture(pictures, "wordy.png", "word " * 1000, tiny.drawing("dotted", "red", (70, 50)).rotate(45))

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
-
 import tiny
+from PIL import Image
+from tiny import short
+
 from dovetail import library
 from dovetail.edges.folders import Artifact
 from dovetail.errors import DovetailError
 from dovetail.records import STAGE_NAMES, Example, Lead, Pair, Rejected
-from tiny import short
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def _rows(folder: Path, *rows: dict[str, Any]) -> None:
 
 CAPTIONS = {
     "emoji.png": "a 🦊 and a 👨\u200d👩\u200d👧",
-    "quotes.png": "a child's \"red\" ball; $(rm -rf /) `x` \\n | <b>",
+    "quotes.png": 'a child\'s "red" ball; $(rm -rf /) `x` \\n | <b>',
     "markup.png": "<script>alert('x')</script> <img src=x onerror=alert(1)>",
     "separators.png": "two\u2028lines and\u2029more\x85here",
     "right to left.png": "كلب \u202eabc",
@@ -49,7 +49,12 @@ def test_captions_of_every_kind_go_through_all_stages_to_report_card_and_dataset
     kept = {p.name: p.caption for p in sealed["wrangling"].records(Pair)}
     assert kept.keys() >= CAPTIONS.keys()
     assert kept["emoji.png"] == CAPTIONS["emoji.png"] and kept["separators.png"] == "two lines and more here"
-    rows = [json.loads(x) for f in sealed["buildout"].folder.rglob("metadata.jsonl") for x in f.read_text(encoding="utf-8").split("\n") if x]
+    rows = [
+        json.loads(x)
+        for f in sealed["buildout"].folder.rglob("metadata.jsonl")
+        for x in f.read_text(encoding="utf-8").split("\n")
+        if x
+    ]
     assert {r["original_name"]: r["text"] for r in rows} == kept
     report = (sealed["production"].folder.parent.parent / "report.html").read_text(encoding="utf-8")
     assert "<script>" not in report and "<img src=x" not in report
@@ -66,11 +71,29 @@ def test_file_names_that_are_no_utf8_are_taken_or_rejected_but_no_crash(pictures
     with open(raw, "wb") as file:  # noqa: PTH123  (pathlib has no bytes)
         file.write((pictures / "plain-red.png").read_bytes())
     sealed = bring(pictures, "wrangling")
-    names = [p.name for p in sealed["wrangling"].records(Pair)] + [r.name for r in sealed["wrangling"].records(Rejected, "rejected.jsonl")]
+    names = [p.name for p in sealed["wrangling"].records(Pair)] + [
+        r.name for r in sealed["wrangling"].records(Rejected, "rejected.jsonl")
+    ]
     assert len(names) == 15
 
 
-@pytest.mark.parametrize("name", ["train station.jpg", "a&b=c.png", "100%.png", "#1.png", "[x].png", "it's.png", 'quo"te.png', "new\nline.png", "-rf.png", "~.png", "ü.png", "Ü decomposed ü.png"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "train station.jpg",
+        "a&b=c.png",
+        "100%.png",
+        "#1.png",
+        "[x].png",
+        "it's.png",
+        'quo"te.png',
+        "new\nline.png",
+        "-rf.png",
+        "~.png",
+        "ü.png",
+        "Ü decomposed ü.png",
+    ],
+)
 def test_names_with_odd_characters_keep_their_captions(pictures: Path, bring: Any, name: str) -> None:
     tiny.drawing("round", "red", (90, 41)).save(pictures / name)
     _rows(pictures, {"file_name": name, "text": "a thing of its own"})
@@ -101,7 +124,9 @@ def _one_group(folder: Path) -> Path:
     return folder
 
 
-def test_a_single_picture_goes_through_every_stage_and_the_verdict_is_that_nothing_can_be_told(tmp_path: Path, bring: Any) -> None:
+def test_a_single_picture_goes_through_every_stage_and_the_verdict_is_that_nothing_can_be_told(
+    tmp_path: Path, bring: Any
+) -> None:
     sealed = bring(_one_group(tmp_path / "one"), "production", **short(production={"promote": "if better"}))
     verdict = json.loads((sealed["evaluation"].folder / "verdict.json").read_text())
     assert set(STAGE_NAMES) <= sealed.keys() and verdict["answer"] == "cannot tell yet"
@@ -109,7 +134,9 @@ def test_a_single_picture_goes_through_every_stage_and_the_verdict_is_that_nothi
     assert [e.split for e in sealed["buildout"].records(Example)] == ["train"]
 
 
-def test_a_single_picture_and_a_base_without_prompts_of_its_own_go_through_too(tmp_path: Path, bring: Any, tiny_base: Path) -> None:
+def test_a_single_picture_and_a_base_without_prompts_of_its_own_go_through_too(
+    tmp_path: Path, bring: Any, tiny_base: Path
+) -> None:
     base = tiny.write_base(tmp_path / "bare", with_judge=False, with_prompts=False)
     tables = short(evaluation={"judge": str(tiny_base / "judge")})
     sealed = bring(_one_group(tmp_path / "one"), "production", **tables, base=str(base))

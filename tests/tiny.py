@@ -49,7 +49,13 @@ def tokenizer() -> CLIPTokenizer:
 
 
 def _towers(words: CLIPTokenizer) -> tuple[dict[str, Any], dict[str, Any]]:
-    size = {"hidden_size": WIDTH, "intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 2, "projection_dim": 8}
+    size = {
+        "hidden_size": WIDTH,
+        "intermediate_size": 32,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 2,
+        "projection_dim": 8,
+    }
     ends = {"bos_token_id": words.bos_token_id, "eos_token_id": words.eos_token_id, "pad_token_id": words.pad_token_id}
     text = size | ends | {"vocab_size": len(words), "max_position_embeddings": TOKENS, "initializer_factor": 20.0}
     return text, size | {"image_size": SIDE, "patch_size": 8}
@@ -81,12 +87,18 @@ def write_base(folder: Path, *, with_judge: bool = True, with_prompts: bool = Tr
     zero = prediction == "v_prediction"  # a noise-free last step cannot be divided by where the noise is predicted
     DDIMScheduler(
         num_train_timesteps=1000, beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False,
-        prediction_type=prediction, rescale_betas_zero_snr=zero, timestep_spacing="trailing", steps_offset=1, set_alpha_to_one=True,
+        prediction_type=prediction, rescale_betas_zero_snr=zero, timestep_spacing="trailing", steps_offset=1,
+        set_alpha_to_one=True,
     ).save_pretrained(folder / "scheduler")  # fmt: skip
     if with_judge:
         CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)).save_pretrained(folder / "judge")
         words.save_pretrained(folder / "judge")
-        told = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": {"shortest_edge": SIDE}, "image_processor_type": "CLIPImageProcessor"}
+        told = {
+            "image_mean": [0.5] * 3,
+            "image_std": [0.5] * 3,
+            "size": {"shortest_edge": SIDE},
+            "image_processor_type": "CLIPImageProcessor",
+        }
         (folder / "judge" / "preprocessor_config.json").write_text(json.dumps(told))
     (folder / "model_index.json").write_text(json.dumps(INDEX))
     if with_prompts:
@@ -116,7 +128,16 @@ def write_pictures(folder: Path, count: int = 14, **more: str) -> Path:
         shape, colour = SHAPES[number % 5], list(COLOURS)[number // 5]
         name = f"{shape}-{colour}.png"
         drawing(shape, colour).save(folder / name)
-        rows.append({"file_name": name, "text": f"a {shape} thing on {colour}", "group": shape, "license": "CC0-1.0", "author": "A. Drawer"} | more)
+        rows.append(
+            {
+                "file_name": name,
+                "text": f"a {shape} thing on {colour}",
+                "group": shape,
+                "license": "CC0-1.0",
+                "author": "A. Drawer",
+            }
+            | more
+        )
     (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 

@@ -45,7 +45,8 @@ def artifact(name: str, run: Run) -> Artifact:
         told = {}
     if told.get("stamp") != stamp or told.get("folder") != str(folder):
         told = {"folder": str(folder), "stamp": stamp, "files": digest_folder(folder)}
-        write_json(remembered, told)
+        if run.root.is_dir():  # looking makes nothing
+            write_json(remembered, told)
     files: dict[str, str] = told["files"]
     content = digests.of_files(files)
     manifest = Manifest(
@@ -61,12 +62,13 @@ def load(folder: Path) -> "Models":
     return models.Models(folder, models.pick_device())
 
 
-def load_tuned(folder: Path, trained: Path, config: Training) -> "Models":
+def load_tuned(folder: Path, trained: Artifact, config: Training) -> "Models":
     """The base with what a training gave in its U-Net (LoRA adapters are left on, ready to be kept or added in)."""
     from dovetail.edges import models, tensors
 
     tuned = load(folder)
-    models.put_weights(tuned, tensors.read(trained / "weights.safetensors"), config.method, config.lora_rank, config.lora_alpha)
+    weights = tensors.read(trained.folder / "weights.safetensors", trained.manifest.files["weights.safetensors"])
+    models.put_weights(tuned, weights, config.method, config.lora_rank, config.lora_alpha)
     return tuned
 
 

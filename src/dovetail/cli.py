@@ -16,7 +16,7 @@ from dovetail.errors import DovetailError
 if TYPE_CHECKING:
     from dovetail.edges.folders import Artifact, Run
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 release_app = typer.Typer(
     invoke_without_command=True, help="Stage 10 alone; or promote and roll back by hand.", rich_markup_mode=None
 )
@@ -65,12 +65,16 @@ def _work(
     return library.advance(resolved, folder, stage, only, Show()), folder
 
 
-@app.callback()
-def _root(version: Annotated[bool, typer.Option("--version", help="print the version and stop")] = False) -> None:
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="print the version and stop")] = False,
+) -> None:
     """From a folder of captioned pictures to a Stable Diffusion model that is proven better, packed, and answering."""
     if version:
         typer.echo(__version__)
-        raise typer.Exit
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 @app.command("run")
@@ -107,13 +111,23 @@ def _closing_words(sealed: "dict[str, Artifact]", run: "Run") -> None:
     if "production" in sealed:
         told = json.loads((sealed["production"].folder / "release.json").read_text())
         prompt = json.loads((sealed["endpoint"].folder / "endpoint.json").read_text())["request"]["prompt"]
-        me = _this_command()
-        typer.echo(f"picture:  {me} paint {told['name']} {shlex.quote(prompt)} --seed 7 --out picture.png")
-        typer.echo(f"endpoint: {me} serve {told['name']}    then, from elsewhere:")
+        me, name = _this_command(), _findable(told)
+        typer.echo(f"picture:  {me} paint {name} {shlex.quote(prompt)} --seed 7 --out picture.png")
+        typer.echo(f"endpoint: {me} serve {name}    then, from elsewhere:")
         body = json.dumps({"prompt": prompt, "seed": 7})
         typer.echo(
             f"  curl -s http://127.0.0.1:8000/v1/images/generations -H 'Content-Type: application/json' -d {shlex.quote(body)}"
         )
+
+
+def _findable(published: dict[str, Any]) -> str:
+    """The registry name; where the registry is not the default one, the folder."""
+    from dovetail.edges.registry import Registry, default_root
+
+    place = Path(published["registry"])
+    if place == default_root():
+        return str(published["name"])
+    return shlex.quote(str(Registry(place).version_folder(published["name"], published["version"])))
 
 
 def _this_command() -> str:
@@ -333,7 +347,8 @@ def main() -> None:
     """Run the command line; every failure is one line on standard error and an exit code."""
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
-        app(standalone_mode=False)
+        if app(standalone_mode=False) == 130:  # typer turns Ctrl-C into this
+            raise KeyboardInterrupt
     except DovetailError as error:
         _fail(str(error), error.exit_code)
     except KeyboardInterrupt:

@@ -70,7 +70,7 @@ class Training(Table):
     batch_size: int = Field(16, gt=0, description="pictures a forward pass")
     gradient_accumulation_steps: int = Field(1, gt=0)
     learning_rate: float | None = Field(
-        None, gt=0, description="empty: 4e-4 full and 3e-3 LoRA for the embedded base, 1e-5 and 1e-4 else"
+        None, gt=0, description="empty: 2e-4 full and 2e-3 LoRA for the embedded base, 1e-5 and 1e-4 else"
     )
     lr_scheduler: Literal["constant", "cosine", "linear"] = "cosine"
     warmup_steps: int = Field(20, ge=0)

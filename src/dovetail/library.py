@@ -51,9 +51,9 @@ def _resolved(config: Config) -> Config:
 
 def advance(config: Config, run: Run, until: str, only: bool, show: Show) -> dict[str, Artifact]:
     """Bring the run up to `until`, keep the configuration beside it, write the report."""
-    write_bytes(run.root / CONFIG_FILE, settings.text(config, comments=False).encode())
-    sealed = pipeline.run(config, run, show, until, only)
-    report.write(config, run, sealed)
+    sealed = pipeline.run(config, run, show, until, only, text=settings.text(config, comments=False))
+    later = {s.stage: s.artifact for s in pipeline.status(config, run) if s.artifact}
+    report.write(config, run, {"base": sealed["base"]} | later)
     return sealed
 
 
@@ -96,7 +96,10 @@ def status(run: str | None = None, config: str | None = None) -> list[Standing]:
 
 def _located(model: str, registry: Registry) -> tuple[Path, str, str]:
     """Folder, name and version of `embedded`, a folder, or a registry name (`name` or `name@version`)."""
-    if model == "embedded" or Path(model).expanduser().is_dir():
+    folder = Path(model).expanduser()
+    # A folder of pictures may have the name of what was made of them.
+    named = not (folder / "model_index.json").exists() and model.partition("@")[0] in registry.names()
+    if model == "embedded" or (folder.is_dir() and not named):
         folder = bases.find(model)
         return folder, "embedded" if model == "embedded" else safe_name(folder.name), "local"
     folder, version = registry.find(model)

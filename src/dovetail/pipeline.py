@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from dovetail import __version__, bases, stages
 from dovetail.config import Config
 from dovetail.core import digests
-from dovetail.edges.folders import Artifact, Desk, Run, Showing
+from dovetail.edges.folders import Artifact, Desk, Run, Showing, write_bytes
 from dovetail.errors import MissingStageError
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Work:
     @cached_property
     def tuned(self) -> "Models":
         """The base with the trained weights in its U-Net."""
-        return bases.load_tuned(self["base"].folder, self["training"].folder, self.config.training)
+        return bases.load_tuned(self["base"].folder, self["training"], self.config.training)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,13 +95,16 @@ class Standing:
     artifact: Artifact | None
 
 
-def run(config: Config, folder: Run, show: Showing, until: str = "production", only: bool = False) -> dict[str, Artifact]:
+def run(
+    config: Config, folder: Run, show: Showing, until: str = "production", only: bool = False, text: str = ""
+) -> dict[str, Artifact]:
     """Bring a run up to a stage; what is sealed is not done again. Returns the artifacts by stage.
 
     `only`: do that one stage, and raise MissingStageError where one before it is not sealed.
     """
     sealed = {"base": bases.artifact(config.base, folder)}
     with folder.locked():
+        write_bytes(folder.root / "dovetail.toml", text.encode())
         for stage in STAGES:
             asked = _asked(stage, config, sealed)
             digest = digests.of_data(asked)

@@ -13,21 +13,26 @@ from dovetail.records import Example
 
 def example(**more: Any) -> Example:
     told = {
-        "key": "k", "split": "train", "file": "train/a.png", "name": "a.png", "caption": "a cat", "licence": "MIT", "author": "A",
-        "origin": "o", "group": "g", "width": 9, "height": 9,
+        "key": "k", "split": "train", "file": "train/a.png", "name": "a.png", "caption": "a cat", "licence": "MIT",
+        "author": "A", "origin": "o", "group": "g", "width": 9, "height": 9,
     }  # fmt: skip
     return Example(**told | more)
 
 
 def facts(**more: Any) -> dict[str, Any]:
-    verdict = {"sentence": "Better.", "unit": "points", "named": {"target": {"base": 0.1, "tuned": 0.9}}, "copies": {"share": 0.0}}
+    verdict = {
+        "sentence": "Better.",
+        "unit": "points",
+        "named": {"target": {"base": 0.1, "tuned": 0.9}},
+        "copies": {"share": 0.0},
+    }
     training = {
         "method": "full", "steps": 4, "pictures_seen": 16, "learning_rate": 1e-3, "train_pictures": 2, "rehearsal_pictures": 0,
         "weights_digest": "f" * 64,
     }  # fmt: skip
     told = {
-        "name": "things", "base": "embedded", "base_licence": "mit", "training": training, "verdict": verdict, "examples": [example()],
-        "rejected": [], "picture": "eval/x.png", "versions": {"torch": "2"},
+        "name": "things", "base": "embedded", "base_licence": "mit", "training": training, "verdict": verdict,
+        "examples": [example()], "rejected": [], "picture": "eval/x.png", "versions": {"torch": "2"},
     }  # fmt: skip
     return told | more
 
@@ -65,7 +70,13 @@ def test_adapters_and_mixed_licences_are_said() -> None:
 
 @pytest.mark.parametrize(
     ("statements", "said"),
-    [(["MIT", "mit"], "mit"), (["CC0-1.0"], "cc0-1.0"), (["mit", "cc0-1.0"], "other"), (["not stated"], "other"), (["public domain"], "other")],
+    [
+        (["MIT", "mit"], "mit"),
+        (["CC0-1.0"], "cc0-1.0"),
+        (["mit", "cc0-1.0"], "other"),
+        (["not stated"], "other"),
+        (["public domain"], "other"),
+    ],
 )
 def test_one_licence_is_named_only_where_all_agree_on_a_known_one(statements: list[str], said: str) -> None:
     assert cards.one_licence(statements) == said
@@ -82,7 +93,7 @@ def test_licences_are_counted_most_pictures_first() -> None:
 
 
 def test_the_code_of_a_model_card_is_python_even_with_quotes_in_the_caption() -> None:
-    card = cards.model_card(facts(examples=[example(caption="a \"red\" cat's\\ toy")]))
+    card = cards.model_card(facts(examples=[example(caption='a "red" cat\'s\\ toy')]))
     code = card.split("```python\n")[1].split("```")[0]
     compile(code, "card", "exec")
 

@@ -49,7 +49,9 @@ def test_probe_timesteps_are_the_middles_of_their_bands() -> None:
 
 
 def test_sampled_latents_have_mean_and_spread_of_diffusers_distribution() -> None:
-    moments = torch.cat([torch.randn(2, 4, 3, 3), torch.tensor([-50.0, -1.0, 0.5, 40.0]).view(1, 4, 1, 1).expand(2, 4, 3, 3)], dim=1)
+    moments = torch.cat(
+        [torch.randn(2, 4, 3, 3), torch.tensor([-50.0, -1.0, 0.5, 40.0]).view(1, 4, 1, 1).expand(2, 4, 3, 3)], dim=1
+    )
     theirs = DiagonalGaussianDistribution(moments)
     torch.testing.assert_close(diffusion.sampled_latents(moments, torch.zeros(2, 4, 3, 3), 0.5), theirs.mean * 0.5)
     noise = torch.randn(2, 4, 3, 3)

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from itertools import pairwise
 
 import pytest
 
@@ -68,7 +69,7 @@ def test_a_caption_is_refused_when_empty_or_too_long_and_taken_at_the_limit() ->
 def test_learning_rate_warms_up_reaches_the_peak_and_falls_to_nearly_zero() -> None:
     rates = [schedules.learning_rate(s, 100, 2.0, 10, "cosine") for s in range(100)]
     assert rates[0] == pytest.approx(0.2) and rates[9] == pytest.approx(2.0) and max(rates) == pytest.approx(2.0)
-    assert all(a >= b for a, b in zip(rates[9:], rates[10:], strict=False)) and 0 < rates[-1] < 0.01
+    assert all(a >= b for a, b in pairwise(rates[9:])) and 0 < rates[-1] < 0.01
     assert schedules.learning_rate(55, 100, 2.0, 10, "cosine") == pytest.approx(1.0)
 
 
@@ -90,11 +91,16 @@ def test_average_forgets_the_start_soon_and_then_keeps_its_decay() -> None:
 
 
 INF = math.inf
-BETTER, WORSE, OPEN = (Interval(mean=m, low=l, high=h, count=9) for m, l, h in ((2.0, 1.0, 3.0), (-2.0, -3.0, -1.0), (0.5, -1.0, 2.0)))
+BETTER, WORSE, OPEN = (
+    Interval(mean=mean, low=low, high=high, count=9)
+    for mean, low, high in ((2.0, 1.0, 3.0), (-2.0, -3.0, -1.0), (0.5, -1.0, 2.0))
+)
 ONE = Interval(mean=5.0, low=-INF, high=INF, count=1)
 
 
-@pytest.mark.parametrize(("gain", "said"), [(BETTER, "better"), (WORSE, "not better"), (OPEN, "cannot tell yet"), (ONE, "cannot tell yet")])
+@pytest.mark.parametrize(
+    ("gain", "said"), [(BETTER, "better"), (WORSE, "not better"), (OPEN, "cannot tell yet"), (ONE, "cannot tell yet")]
+)
 def test_the_answer_follows_from_the_whole_interval(gain: Interval, said: str) -> None:
     assert verdicts.answer(gain) == said
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 from PIL import Image
+from tiny import COLOURS, SHAPES, drawing
 
 from dovetail.core import crops, fingerprints, splits
-from tiny import COLOURS, SHAPES, drawing
 
 
 def test_linked_and_named_alike_share_a_group_and_others_do_not() -> None:
@@ -63,7 +63,9 @@ def test_no_share_means_no_such_split() -> None:
 
 def _prints(image: Image.Image) -> tuple[str, str]:
     grey = np.asarray(image.convert("L").resize((32, 32), Image.Resampling.LANCZOS)).astype(np.float64)
-    return fingerprints.perceptual_hash(grey), fingerprints.colour_signature(np.asarray(image.convert("RGB").resize((4, 4), Image.Resampling.LANCZOS)))
+    return fingerprints.perceptual_hash(grey), fingerprints.colour_signature(
+        np.asarray(image.convert("RGB").resize((4, 4), Image.Resampling.LANCZOS))
+    )
 
 
 def _pairs(*images: Image.Image, bits: int = 6) -> list[tuple[int, int]]:
@@ -73,7 +75,9 @@ def _pairs(*images: Image.Image, bits: int = 6) -> list[tuple[int, int]]:
 
 def test_the_same_picture_resized_or_saved_again_is_a_near_duplicate() -> None:
     picture = drawing("round", "red", (96, 80))
-    noisy = np.clip(np.asarray(picture).astype(int) + np.random.default_rng(0).normal(0, 4, (80, 96, 3)), 0, 255).astype(np.uint8)
+    noisy = np.clip(np.asarray(picture).astype(int) + np.random.default_rng(0).normal(0, 4, (80, 96, 3)), 0, 255).astype(
+        np.uint8
+    )
     assert _pairs(picture, picture.resize((57, 48)), Image.fromarray(noisy)) == [(0, 1), (0, 2), (1, 2)]
 
 
@@ -108,7 +112,10 @@ def test_every_view_is_a_square_inside_the_scaled_picture(width: int, height: in
 def test_views_come_in_mirrored_pairs_where_flips_are_wanted_and_alone_where_not() -> None:
     views = crops.views(90, 40, 32, centre=False, flip=True, key="k")
     assert len(views) == 2 * crops.RANDOM_CROPS
-    assert all(a.left == b.left and a.top == b.top and (a.mirrored, b.mirrored) == (False, True) for a, b in zip(views[::2], views[1::2], strict=True))
+    assert all(
+        a.left == b.left and a.top == b.top and (a.mirrored, b.mirrored) == (False, True)
+        for a, b in zip(views[::2], views[1::2], strict=True)
+    )
     assert [v.mirrored for v in crops.views(90, 40, 32, centre=True, flip=False, key="k")] == [False]
 
 

@@ -14,11 +14,11 @@ import numpy as np
 import openai
 import pytest
 from PIL import Image
+from tiny import SIDE
 
 from dovetail.edges import app as web
 from dovetail.errors import EndpointError
 from dovetail.stages import endpoint
-from tiny import SIDE
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,15 @@ def test_a_prompt_gets_a_picture_of_the_models_size_that_tells_how_it_was_made(c
     body = answer.json()
     picture = _picture(body["data"][0])
     assert picture.size == (SIDE, SIDE) and picture.format == "PNG" and abs(body["created"] - time.time()) < 60
-    told = {"prompt": "a cat", "negative_prompt": "a dog", "seed": "7", "steps": "1", "guidance_scale": "2.5", "model": "tiny", "version": "v1"}
+    told = {
+        "prompt": "a cat",
+        "negative_prompt": "a dog",
+        "seed": "7",
+        "steps": "1",
+        "guidance_scale": "2.5",
+        "model": "tiny",
+        "version": "v1",
+    }
     assert told.items() <= picture.text.items()  # type: ignore[attr-defined]
 
 
@@ -85,7 +93,18 @@ def test_a_picture_asked_for_as_url_is_fetched_from_there(client: httpx.Client) 
     assert client.get("/images/none.png").status_code == 404
 
 
-@pytest.mark.parametrize("body", [{"size": "auto"}, {"size": f"{SIDE}x{SIDE}"}, {"size": None}, {"model": "tiny"}, {"model": "tiny@v1"}, {"model": ""}, {"user": "me", "quality": "hd"}])
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"size": "auto"},
+        {"size": f"{SIDE}x{SIDE}"},
+        {"size": None},
+        {"model": "tiny"},
+        {"model": "tiny@v1"},
+        {"model": ""},
+        {"user": "me", "quality": "hd"},
+    ],
+)
 def test_sizes_names_and_unknown_fields_that_clients_send_are_taken(client: httpx.Client, body: dict[str, Any]) -> None:
     assert _ask(client, **body).status_code == 200
 
@@ -93,13 +112,15 @@ def test_sizes_names_and_unknown_fields_that_clients_send_are_taken(client: http
 @pytest.mark.parametrize(
     ("body", "param"),
     [
-        ({"prompt": ""}, "prompt"), ({"prompt": None}, "prompt"), ({"prompt": "x" * 4001}, "prompt"), ({"n": 0}, "n"), ({"n": 9}, "n"),
-        ({"steps": 0}, "steps"), ({"steps": 101}, "steps"), ({"guidance_scale": 0.5}, "guidance_scale"), ({"seed": -1}, "seed"),
-        ({"seed": 2**63}, "seed"), ({"size": "512x512"}, "size"), ({"response_format": "jpeg"}, "response_format"),
-        ({"output_format": "webp"}, "output_format"), ({"stream": True}, "stream"),
+        ({"prompt": ""}, "prompt"), ({"prompt": None}, "prompt"), ({"prompt": "x" * 4001}, "prompt"), ({"n": 0}, "n"),
+        ({"n": 9}, "n"), ({"steps": 0}, "steps"), ({"steps": 101}, "steps"), ({"guidance_scale": 0.5}, "guidance_scale"),
+        ({"seed": -1}, "seed"), ({"seed": 2**63}, "seed"), ({"size": "512x512"}, "size"), ({"stream": True}, "stream"),
+        ({"response_format": "jpeg"}, "response_format"), ({"output_format": "webp"}, "output_format"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_done_is_refused_with_the_parameter_in_openais_shape(client: httpx.Client, body: dict[str, Any], param: str) -> None:
+def test_what_cannot_be_done_is_refused_with_the_parameter_in_openais_shape(
+    client: httpx.Client, body: dict[str, Any], param: str
+) -> None:
     answer = _ask(client, **body)
     fault = answer.json()["error"]
     assert answer.status_code == 400 and fault["type"] == "invalid_request_error" and fault["param"] == param
@@ -158,8 +179,12 @@ def test_metrics_count_pictures_and_refusals(client: httpx.Client) -> None:
 
 def test_the_openai_client_paints_downloads_and_understands_a_refusal(serving: web.Server) -> None:
     with openai.OpenAI(base_url=f"{serving.url}/v1", api_key="none", max_retries=0) as client:
-        answer = client.images.generate(model="tiny", prompt="a cat", n=2, response_format="b64_json", extra_body={"seed": 3, "steps": 1})
-        assert answer.data and [np.asarray(_picture({"b64_json": d.b64_json})).shape for d in answer.data] == [(SIDE, SIDE, 3)] * 2
+        answer = client.images.generate(
+            model="tiny", prompt="a cat", n=2, response_format="b64_json", extra_body={"seed": 3, "steps": 1}
+        )
+        assert (
+            answer.data and [np.asarray(_picture({"b64_json": d.b64_json})).shape for d in answer.data] == [(SIDE, SIDE, 3)] * 2
+        )
         assert [m.id for m in client.models.list()] == ["tiny"]
         with pytest.raises(openai.NotFoundError, match="not served here"):
             client.images.generate(model="dall-e-3", prompt="a cat")
@@ -196,10 +221,14 @@ def _until(true: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def test_a_full_queue_refuses_with_429_and_paints_what_it_took(slow: tuple[httpx.Client, web.Studio, threading.Event, list[int]]) -> None:
+def test_a_full_queue_refuses_with_429_and_paints_what_it_took(
+    slow: tuple[httpx.Client, web.Studio, threading.Event, list[int]],
+) -> None:
     client, studio, sign, painted = slow
     answers: list[int] = []
-    threads = [threading.Thread(target=lambda i=i: answers.append(_ask(client, seed=100 * i, n=8).status_code)) for i in range(4)]
+    threads = [
+        threading.Thread(target=lambda i=i: answers.append(_ask(client, seed=100 * i, n=8).status_code)) for i in range(4)
+    ]
     for thread in threads:
         thread.start()
     _until(lambda: studio.waiting.qsize() >= web.WAITING - 1)
@@ -234,10 +263,10 @@ def test_a_studio_that_has_stopped_is_not_healthy() -> None:
 
 
 def test_a_taken_port_and_a_foreign_address_are_said_with_a_next_step() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        with pytest.raises(EndpointError, match=r"cannot listen on 127.0.0.1:\d+: .*; choose another with --port"):
-            web.bind("127.0.0.1", taken.getsockname()[1])
-    with pytest.raises(EndpointError, match="cannot listen on 192.0.2.1"):
+    said = r"cannot listen on 127.0.0.1:\d+: .*; choose another with --port"
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(EndpointError, match=said):
+        web.bind("127.0.0.1", taken.getsockname()[1])
+    with pytest.raises(EndpointError, match=r"cannot listen on 192\.0\.2\.1"):
         web.bind("192.0.2.1", 0)
 
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import load_file
+from tiny import PROMPTS, SIDE, TOKENS, WIDTH
 
 from dovetail.edges import models, tensors
 from dovetail.edges.models import Judge, Models
 from dovetail.errors import ModelError, StoreError
-from tiny import PROMPTS, SIDE, TOKENS, WIDTH
 
 CPU = torch.device("cpu")
 
@@ -44,7 +44,9 @@ def test_a_diffusers_folder_is_found(tiny_base: Path, tmp_path: Path) -> None:
         ("embedded", "embedded base is not in this installation"),
     ],
 )
-def test_what_is_no_model_is_refused_in_one_line_with_a_next_step(name: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_no_model_is_refused_in_one_line_with_a_next_step(
+    name: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ModelError, match=said) as caught:
         _resolve(name, tmp_path)
@@ -72,7 +74,13 @@ def test_a_folder_with_pickled_weights_only_is_refused(copy: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("part", "file"), [("vae", "config.json"), ("text_encoder", "model.safetensors"), ("tokenizer", "tokenizer.json"), ("scheduler", "scheduler_config.json")]
+    ("part", "file"),
+    [
+        ("vae", "config.json"),
+        ("text_encoder", "model.safetensors"),
+        ("tokenizer", "tokenizer.json"),
+        ("scheduler", "scheduler_config.json"),
+    ],
 )
 def test_a_missing_or_broken_part_is_named(copy: Path, part: str, file: str) -> None:
     for damage in ("{", None):
@@ -117,7 +125,9 @@ def test_half_precision_weights_are_loaded_in_float32(copy: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_a_saved_unet_reads_back_rounded_and_the_one_in_memory_is_as_it_was(tiny_base: Path, tmp_path: Path, dtype: str) -> None:
+def test_a_saved_unet_reads_back_rounded_and_the_one_in_memory_is_as_it_was(
+    tiny_base: Path, tmp_path: Path, dtype: str
+) -> None:
     unet = Models(tiny_base, CPU).unet
     before = {n: t.clone() for n, t in unet.state_dict().items()}
     models.save_unet(unet, tmp_path / "unet", dtype)
@@ -187,7 +197,20 @@ def test_the_scheduler_is_a_fresh_one_of_the_class_that_the_folder_names(copy: P
 def test_tensors_have_the_same_bytes_for_the_same_values_and_damage_is_noticed(tmp_path: Path) -> None:
     one, other = {"b": torch.ones(2), "a": torch.zeros(3)}, {"a": torch.zeros(3), "b": torch.ones(2)}
     assert tensors.to_bytes(one) == tensors.to_bytes(other) and tensors.digest(one) == tensors.digest(other)
-    assert len({tensors.digest(x) for x in (one, {"a": torch.zeros(3)}, {"b": torch.ones(2), "a": torch.zeros(3, 1)}, {"b": torch.ones(2), "a": torch.zeros(3).half()})}) == 4
+    assert (
+        len(
+            {
+                tensors.digest(x)
+                for x in (
+                    one,
+                    {"a": torch.zeros(3)},
+                    {"b": torch.ones(2), "a": torch.zeros(3, 1)},
+                    {"b": torch.ones(2), "a": torch.zeros(3).half()},
+                )
+            }
+        )
+        == 4
+    )
     (tmp_path / "t.safetensors").write_bytes(tensors.to_bytes(one))
     assert torch.equal(tensors.read(tmp_path / "t.safetensors")["b"], torch.ones(2))
     with pytest.raises(StoreError, match="damaged"):

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import pyvips
 from PIL import Image, ImageCms
+from tiny import drawing
 
 from dovetail.edges import pixels
 from dovetail.errors import BadInputError
 from dovetail.stages.sourcing import SUFFIXES
-from tiny import drawing
 
 WHITE = (255, 255, 255)
 
@@ -52,9 +52,12 @@ def test_every_kind_of_file_that_sourcing_takes_can_be_decoded(suffix: str) -> N
 
 def _turned(orientation: int) -> tuple[np.ndarray, bytes]:
     """A picture as it should look, and a JPEG whose camera lay on its side."""
-    upright = Image.fromarray(np.kron(np.array([[250, 128, 0], [60, 190, 30]], np.uint8), np.ones((32, 32), np.uint8))).convert("RGB")
+    upright = Image.fromarray(np.kron(np.array([[250, 128, 0], [60, 190, 30]], np.uint8), np.ones((32, 32), np.uint8))).convert(
+        "RGB"
+    )
     stored = {
-        3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270, 2: Image.Transpose.FLIP_LEFT_RIGHT
+        2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90,
+        8: Image.Transpose.ROTATE_270,
     }[orientation]  # fmt: skip
     exif = Image.Exif()
     exif[0x0112] = orientation

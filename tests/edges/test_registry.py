@@ -136,7 +136,9 @@ def test_two_threads_may_publish_the_same_version_at_once(registry: Registry, tm
         (registry.root / "dogs").rename(tmp_path / f"gone-{len(list(tmp_path.iterdir()))}")
 
 
-@pytest.mark.parametrize(("raw", "safe"), [("Train Station", "train-station"), ("../..", "model"), ("a/b", "a-b"), ("训练", "model"), (".x", "x")])
+@pytest.mark.parametrize(
+    ("raw", "safe"), [("Train Station", "train-station"), ("../..", "model"), ("a/b", "a-b"), ("训练", "model"), (".x", "x")]
+)
 def test_names_become_plain_folder_names(raw: str, safe: str) -> None:
     assert safe_name(raw) == safe
 

@@ -61,7 +61,14 @@ def test_any_configuration_written_reads_back_the_same(data: dict[str, object]) 
 
 
 def test_set_flags_become_nested_tables_with_toml_values() -> None:
-    given = ["training.steps=400", "training.method=lora", "base=/a b", 'repo.name="x=y"', "processing.random_flip=false", "processing.rehearsal_prompts=['a', 'b']"]
+    given = [
+        "training.steps=400",
+        "training.method=lora",
+        "base=/a b",
+        'repo.name="x=y"',
+        "processing.random_flip=false",
+        "processing.rehearsal_prompts=['a', 'b']",
+    ]
     assert settings.pairs(given) == {
         "training": {"steps": 400, "method": "lora"}, "base": "/a b", "repo": {"name": "x=y"},
         "processing": {"random_flip": False, "rehearsal_prompts": ["a", "b"]},

@@ -1,12 +1,14 @@
 """The learner on a tiny U-Net: it learns, it resumes bit for bit, it says when it cannot go on."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tiny import TOKENS, WIDTH
 from torch import Tensor
 
 from dovetail.config import Training
@@ -17,14 +19,15 @@ from dovetail.edges.models import Models
 from dovetail.engines import checkpoints, learner
 from dovetail.engines.learner import Item, Material
 from dovetail.errors import TrainingError
-from tiny import TOKENS, WIDTH
 
 CPU = torch.device("cpu")
 
 
 def _items(kind: str, count: int, views: int = 2) -> list[Item]:
     def moments(n: int) -> Tensor:
-        return torch.randn(views, 8, 8, 8, generator=randomness.generator(0, kind, n)) * torch.tensor([1.0, 0.1]).repeat_interleave(4).view(1, 8, 1, 1)
+        return torch.randn(views, 8, 8, 8, generator=randomness.generator(0, kind, n)) * torch.tensor(
+            [1.0, 0.1]
+        ).repeat_interleave(4).view(1, 8, 1, 1)
 
     return [Item(name=f"{kind} {n}", caption=f"{kind} {n}", moments=moments(n)) for n in range(count)]
 
@@ -35,7 +38,10 @@ def _states(caption: str) -> Tensor:
 
 @pytest.fixture(scope="module")
 def material() -> Material:
-    painted = [Item(name=f"rehearsal {n}", caption=f"other {n}", moments=None, latents=torch.randn(4, 8, 8)) for n in range(2)]
+    painted = [
+        Item(name=f"rehearsal {n}", caption=f"other {n}", moments=None, latents=torch.full((4, 8, 8), n - 0.5))
+        for n in range(2)
+    ]
     return Material(train=_items("train", 5), rehearsal=painted, validation=_items("validation", 2), test=[], states=_states)
 
 
@@ -48,7 +54,12 @@ def config(**more: Any) -> Training:
 
 
 def teach(
-    base: Path, folder: Path, material: Material, settings: Training, rate: float = 2e-3, on_sample: Callable[[int], None] = lambda step: None
+    base: Path,
+    folder: Path,
+    material: Material,
+    settings: Training,
+    rate: float = 2e-3,
+    on_sample: Callable[[int], None] = lambda step: None,
 ) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
     return learner.teach(Models(base, CPU), material, settings, rate, folder, Show(quiet=True), on_sample)
 
@@ -60,7 +71,9 @@ def _held_out(curve: list[dict[str, Any]], which: str) -> list[float]:
 
 @pytest.mark.parametrize(("method", "rate"), [("full", 3e-3), ("lora", 2e-2)])
 def test_a_few_pictures_are_learnt(tiny_base: Path, tmp_path: Path, material: Material, method: str, rate: float) -> None:
-    settings = config(method=method, steps=40, held_out_every=40, sample_every=40, checkpoint_every=40, ema_decay=0.5, rehearsal_share=0)
+    settings = config(
+        method=method, steps=40, held_out_every=40, sample_every=40, checkpoint_every=40, ema_decay=0.5, rehearsal_share=0
+    )
     weights, curve = teach(tiny_base, tmp_path, material, settings, rate)
     before, after = _held_out(curve, "train")
     assert after < 0.8 * before
@@ -114,7 +127,9 @@ def test_a_damaged_newest_checkpoint_is_passed_over_for_the_one_before(
     seen: list[int] = []
     again, _ = teach(tiny_base, tmp_path, material, config(), on_sample=seen.append)
     assert seen == [6] and tensors.digest(again) == tensors.digest(whole)
-    assert (healed := checkpoints.latest(tmp_path)) and healed.step == 6, "the damaged checkpoint was left in the way of the new one"
+    assert (healed := checkpoints.latest(tmp_path)) and healed.step == 6, (
+        "the damaged checkpoint was left in the way of the new one"
+    )
 
 
 def test_without_any_whole_checkpoint_training_starts_anew(tiny_base: Path, tmp_path: Path, material: Material) -> None:
@@ -125,12 +140,16 @@ def test_without_any_whole_checkpoint_training_starts_anew(tiny_base: Path, tmp_
     assert tensors.digest(teach(tiny_base, tmp_path, material, config())[0]) == tensors.digest(whole)
 
 
-def test_a_loss_that_is_no_number_ends_with_the_step_and_what_to_do(tiny_base: Path, tmp_path: Path, material: Material) -> None:
+def test_a_loss_that_is_no_number_ends_with_the_step_and_what_to_do(
+    tiny_base: Path, tmp_path: Path, material: Material
+) -> None:
     with pytest.raises(TrainingError, match=r"not a number at step \d.*learning_rate"):
         teach(tiny_base, tmp_path, material, config(steps=30, warmup_steps=0, max_grad_norm=1e9), rate=1e18)
 
 
-def test_the_published_weights_are_averaged_ones_and_differ_from_the_last(tiny_base: Path, tmp_path: Path, material: Material) -> None:
+def test_the_published_weights_are_averaged_ones_and_differ_from_the_last(
+    tiny_base: Path, tmp_path: Path, material: Material
+) -> None:
     averaged, _ = teach(tiny_base, tmp_path / "a", material, config(ema_decay=0.9))
     found = checkpoints.latest(tmp_path / "a")
     assert found and all(torch.equal(found.tensors[f"average.{n}"], w) for n, w in averaged.items())
@@ -145,30 +164,54 @@ def test_samples_are_painted_with_the_averaged_weights_in_place(tiny_base: Path,
     models = Models(tiny_base, CPU)
     seen: list[Tensor] = []
     weights, _ = learner.teach(
-        models, material, config(), 2e-3, tmp_path, Show(quiet=True), lambda step: seen.append(models.unet.conv_out.weight.clone())
+        models,
+        material,
+        config(),
+        2e-3,
+        tmp_path,
+        Show(quiet=True),
+        lambda step: seen.append(models.unet.conv_out.weight.clone()),
     )
     assert torch.equal(seen[-1], weights["conv_out.weight"]) and not torch.equal(seen[0], seen[-1])
 
 
 def test_accumulating_gives_the_steps_of_one_large_batch(tiny_base: Path, tmp_path: Path, material: Material) -> None:
+    start = {name: p.detach() for name, p in Models(tiny_base, CPU).unet.named_parameters()}
     large, _ = teach(tiny_base, tmp_path / "a", material, config(batch_size=4))
     small, _ = teach(tiny_base, tmp_path / "b", material, config(batch_size=1, gradient_accumulation_steps=4))
-    for name, weight in large.items():
-        torch.testing.assert_close(small[name], weight, atol=2e-4, rtol=1e-3)
+    moved = torch.cat([(large[n] - start[n]).flatten().abs() for n in large]).mean()
+    apart = torch.cat([(large[n] - small[n]).flatten().abs() for n in large]).mean()
+    assert moved > 1e-4 and apart < 0.01 * moved
 
 
 def test_gradient_checkpointing_saves_memory_and_changes_nothing(tiny_base: Path, tmp_path: Path, material: Material) -> None:
     for method in ("full", "lora"):
         plain, _ = teach(tiny_base, tmp_path / method / "a", material, config(method=method, steps=2))
-        thrifty, _ = teach(tiny_base, tmp_path / method / "b", material, config(method=method, steps=2, gradient_checkpointing=True))
+        thrifty, _ = teach(
+            tiny_base, tmp_path / method / "b", material, config(method=method, steps=2, gradient_checkpointing=True)
+        )
         for name, weight in plain.items():
             torch.testing.assert_close(thrifty[name], weight, atol=1e-5, rtol=1e-4)
 
 
-def test_precisions_may_follow_one_another_in_one_process_and_half_still_learns(tiny_base: Path, tmp_path: Path, material: Material) -> None:
-    settings: dict[str, Any] = {"steps": 30, "held_out_every": 30, "checkpoint_every": 30, "sample_every": 30, "rehearsal_share": 0}
+def test_precisions_may_follow_one_another_in_one_process_and_half_still_learns(
+    tiny_base: Path, tmp_path: Path, material: Material
+) -> None:
+    settings: dict[str, Any] = {
+        "steps": 30,
+        "held_out_every": 30,
+        "checkpoint_every": 30,
+        "sample_every": 30,
+        "rehearsal_share": 0,
+    }
     for precision in ("no", "bf16", "no"):
-        weights, curve = teach(tiny_base, tmp_path / f"{precision}{len(list(tmp_path.iterdir()))}", material, config(mixed_precision=precision, **settings), 3e-3)
+        weights, curve = teach(
+            tiny_base,
+            tmp_path / f"{precision}{len(list(tmp_path.iterdir()))}",
+            material,
+            config(mixed_precision=precision, **settings),
+            3e-3,
+        )
         before, after = _held_out(curve, "train")
         assert after < before and all(w.dtype == torch.float32 for w in weights.values())
 
@@ -185,7 +228,8 @@ def test_held_out_losses_are_the_same_each_time_and_need_no_validation_pictures_
 ) -> None:
     models = Models(tiny_base, CPU)
     first, again = (
-        learner.held_out_losses(models.unet, learner.Objective.of(models), material.validation, material.states) for _ in range(2)
+        learner.held_out_losses(models.unet, learner.Objective.of(models), material.validation, material.states)
+        for _ in range(2)
     )
     assert first == again and all(len(v) == learner.BANDS for v in first.values())
     bare = Material(train=material.train, rehearsal=[], validation=[], test=[], states=_states)
@@ -199,9 +243,9 @@ def test_the_curve_is_plain_data_that_survives_json(tiny_base: Path, tmp_path: P
     assert [row["step"] for row in curve if row.get("set") == "validation"] == [0, 3, 6]
 
 
-@pytest.mark.parametrize(
-    ("method", "embedded", "given", "rate"),
-    [("full", True, None, 4e-4), ("lora", True, None, 3e-3), ("full", False, None, 1e-5), ("lora", False, None, 1e-4), ("full", True, 0.5, 0.5)],
-)
-def test_the_learning_rate_that_is_not_given_follows_method_and_base(method: str, embedded: bool, given: float | None, rate: float) -> None:
-    assert learner.default_learning_rate(config(method=method, learning_rate=given), embedded) == rate
+def test_the_learning_rate_that_is_not_given_is_the_one_that_the_configuration_tells() -> None:
+    told = Training.model_fields["learning_rate"].description or ""
+    rates = [float(number) for number in re.findall(r"\de-\d", told)]
+    kinds = [(method, embedded) for embedded in (True, False) for method in ("full", "lora")]
+    assert [learner.default_learning_rate(config(method=method), embedded) for method, embedded in kinds] == rates
+    assert learner.default_learning_rate(config(learning_rate=0.5), True) == 0.5

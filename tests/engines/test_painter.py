@@ -9,14 +9,18 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from tiny import SIDE, write_base
 
 from dovetail.edges.models import Models
 from dovetail.engines import painter
 from dovetail.engines.painter import Order
-from tiny import SIDE, write_base
 
 CPU = torch.device("cpu")
-ORDERS = [Order(prompt="a cat", seed=3), Order(prompt="a red dog on blue", seed=4, negative_prompt="rain"), Order(prompt="", seed=5)]
+ORDERS = [
+    Order(prompt="a cat", seed=3),
+    Order(prompt="a red dog on blue", seed=4, negative_prompt="rain"),
+    Order(prompt="", seed=5),
+]
 
 
 def theirs(folder: Path, order: Order, steps: int, guidance_scale: float) -> np.ndarray:
@@ -24,9 +28,8 @@ def theirs(folder: Path, order: Order, steps: int, guidance_scale: float) -> np.
     pipeline = StableDiffusionPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(order.seed)
-    image = pipeline(
-        order.prompt, negative_prompt=order.negative_prompt, num_inference_steps=steps, guidance_scale=guidance_scale, generator=generator
-    ).images[0]  # fmt: skip
+    asked = {"negative_prompt": order.negative_prompt, "num_inference_steps": steps, "guidance_scale": guidance_scale}
+    image = pipeline(order.prompt, generator=generator, **asked).images[0]
     return np.asarray(image)
 
 
@@ -85,7 +88,9 @@ def test_prompt_negative_prompt_seed_and_guidance_each_change_the_picture(tiny_b
     models = Models(tiny_base, CPU)
 
     def of(guidance_scale: float = 4.0, **order: object) -> np.ndarray:
-        return painter.paint(models, [Order(**{"prompt": "a cat", "seed": 1} | order)], steps=3, guidance_scale=guidance_scale)[0]  # type: ignore[arg-type]
+        return painter.paint(models, [Order(**{"prompt": "a cat", "seed": 1} | order)], steps=3, guidance_scale=guidance_scale)[
+            0
+        ]  # type: ignore[arg-type]
 
     first = of()
     assert apart(first, of()) == 0

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny
 from PIL import Image
 
-import tiny
 from dovetail import library
 from dovetail.edges.folders import Artifact
 from dovetail.errors import BadInputError
@@ -42,7 +42,15 @@ def test_captions_beside_the_pictures_are_enough(tmp_path: Path, bring: Any) -> 
 
 
 def test_rights_that_a_row_states_win_over_the_configuration_and_ride_along_to_the_dataset(pictures: Path, bring: Any) -> None:
-    tiny.add_picture(pictures, "mine.png", "a mine", tiny.drawing("round", "red", (90, 40)), creator="Zoë", licence="MIT", url="https://x.test")
+    tiny.add_picture(
+        pictures,
+        "mine.png",
+        "a mine",
+        tiny.drawing("round", "red", (90, 40)),
+        creator="Zoë",
+        licence="MIT",
+        url="https://x.test",
+    )
     sealed = bring(pictures, sourcing={"author": "somebody", "licence": "CC-BY-4.0", "origin": "an attic"})
     examples = {e.name: e for e in sealed["buildout"].records(Example)}
     mine, other = examples["mine.png"], examples["plain-red.png"]
@@ -78,7 +86,10 @@ def test_no_caption_and_the_same_picture_twice_are_rejected(pictures: Path, brin
     with (pictures / "metadata.jsonl").open("a") as file:
         file.write('{"file_name": "same again.png", "text": "a copy"}\n')
     sealed = bring(pictures, "wrangling")
-    assert reasons(sealed) in ({"silent.png": "no caption", "same again.png": "duplicate"}, {"silent.png": "no caption", "plain-red.png": "duplicate"})
+    assert reasons(sealed) in (
+        {"silent.png": "no caption", "same again.png": "duplicate"},
+        {"silent.png": "no caption", "plain-red.png": "duplicate"},
+    )
 
 
 def test_a_picture_that_cannot_be_opened_is_rejected_and_the_rest_go_on(pictures: Path, bring: Any) -> None:
@@ -128,11 +139,17 @@ def test_all_columns_are_text_in_every_row_even_where_metadata_says_numbers(pict
     tiny.add_picture(pictures, "number.png", "12", tiny.drawing("round", "red", (90, 40)), author=7, group=3)  # type: ignore[arg-type]
     root = bring(pictures)["buildout"].folder / "dataset"
     rows = [json.loads(line) for file in root.rglob("metadata.jsonl") for line in file.read_text().splitlines()]
-    assert len(rows) == 15 and all(isinstance(v, str) for row in rows for v in row.values()) and len({tuple(row) for row in rows}) == 1
+    assert (
+        len(rows) == 15
+        and all(isinstance(v, str) for row in rows for v in row.values())
+        and len({tuple(row) for row in rows}) == 1
+    )
     assert all((root / split).is_dir() for split in ("train", "validation", "test"))
 
 
-def test_the_dataset_does_not_depend_on_the_order_of_the_metadata(pictures: Path, bring: Any, tmp_path: Path, tiny_base: Path) -> None:
+def test_the_dataset_does_not_depend_on_the_order_of_the_metadata(
+    pictures: Path, bring: Any, tmp_path: Path, tiny_base: Path
+) -> None:
     first = bring(pictures)["buildout"]
     lines = (pictures / "metadata.jsonl").read_text().splitlines()
     (pictures / "metadata.jsonl").write_text("\n".join(reversed(lines)) + "\n")
@@ -144,7 +161,10 @@ def test_the_dataset_does_not_depend_on_the_order_of_the_metadata(pictures: Path
     [
         (lambda f: None, "no picture in"),
         (lambda f: tiny.drawing("round", "red").save(f / "a.png"), "no caption for any of the 1 pictures"),
-        (lambda f: tiny.add_picture(f, "a.png", "broken", b"nothing"), r"none of the 1 pictures can be used \(cannot be decoded\)"),
+        (
+            lambda f: tiny.add_picture(f, "a.png", "broken", b"nothing"),
+            r"none of the 1 pictures can be used \(cannot be decoded\)",
+        ),
     ],
 )
 def test_a_folder_of_no_use_is_said_with_what_to_do(tmp_path: Path, bring: Any, make: Any, said: str) -> None:
@@ -156,7 +176,9 @@ def test_a_folder_of_no_use_is_said_with_what_to_do(tmp_path: Path, bring: Any, 
     assert "; " in str(caught.value)
 
 
-def test_one_stage_alone_needs_those_before_it(pictures: Path, tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_stage_alone_needs_those_before_it(
+    pictures: Path, tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from dovetail.errors import MissingStageError
 
     (tmp_path / "dovetail.toml").write_text(f'base = "{tiny_base}"\n[sourcing]\nfolder = "{pictures}"\n')

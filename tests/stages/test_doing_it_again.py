@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 import torch
+from conftest import Finished
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
+from tiny import SHORT, short
 
-import tiny
-from conftest import Finished
 from dovetail import library
 from dovetail.edges import pixels
 from dovetail.edges.folders import Artifact
@@ -21,7 +22,6 @@ from dovetail.edges.models import Models
 from dovetail.engines import painter
 from dovetail.errors import StoreError
 from dovetail.records import STAGE_NAMES, Example, LatentRow, Pair
-from tiny import SHORT, short
 
 Again = Callable[..., tuple[dict[str, Artifact], set[str]]]
 
@@ -33,7 +33,9 @@ def again(finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     run = Path(shutil.copytree(finished.run, tmp_path / "run"))
 
     def go(pictures: Path | None = None, until: str = "production", **tables: Any) -> tuple[dict[str, Artifact], set[str]]:
-        sealed = library.run(str(pictures or finished.pictures), run=str(run), until=until, base=str(finished.base), **short(**tables))
+        sealed = library.run(
+            str(pictures or finished.pictures), run=str(run), until=until, base=str(finished.base), **short(**tables)
+        )
         old = {n: {p.name for p in (finished.run / n).iterdir()} for n in STAGE_NAMES}
         return sealed, {n for n in sealed if n != "base" and sealed[n].folder.name not in old[n]}
 
@@ -63,7 +65,9 @@ def test_the_same_request_does_nothing_again(again: Again) -> None:
         ({"repo": {"dtype": "float16"}}, {"repo", "endpoint", "production"}),
     ],
 )
-def test_a_changed_table_redoes_its_stage_and_what_follows_from_it(again: Again, tables: dict[str, Any], done: set[str]) -> None:
+def test_a_changed_table_redoes_its_stage_and_what_follows_from_it(
+    again: Again, tables: dict[str, Any], done: set[str]
+) -> None:
     assert again(**tables)[1] == done
 
 
@@ -84,9 +88,13 @@ def test_a_picture_that_was_only_touched_changes_nothing_after_gathering(again: 
     assert again(copied)[1] == {"sourcing", "gathering"}
 
 
-def test_one_more_picture_is_the_only_one_that_is_decoded_and_encoded(again: Again, copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_more_picture_is_the_only_one_that_is_decoded_and_encoded(
+    again: Again, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before, _ = again(until="processing")
-    tiny.add_picture(copied, "new.png", "a new thing on blue", tiny.drawing("striped", "blue", (80, 40)).rotate(90, expand=True), group="new")
+    tiny.add_picture(
+        copied, "new.png", "a new thing on blue", tiny.drawing("striped", "blue", (80, 40)).rotate(90, expand=True), group="new"
+    )
     decode, encode = pixels.decode, Models.moments
     worked: dict[str, list[Any]] = {"decoded": [], "encoded": []}
 
@@ -144,19 +152,28 @@ def test_looking_at_the_status_of_a_run_that_was_never_made_makes_nothing(tmp_pa
     assert not (tmp_path / "never").exists()
 
 
-def test_one_stage_asked_for_on_a_finished_run_leaves_the_report_whole(finished: Finished, again: Again, tmp_path: Path) -> None:
+def test_one_stage_asked_for_on_a_finished_run_leaves_the_report_whole(
+    finished: Finished, again: Again, tmp_path: Path
+) -> None:
     again(until="wrangling")
     sentence = json.loads((finished.sealed["evaluation"].folder / "verdict.json").read_text())["sentence"]
     assert sentence in (tmp_path / "run" / "report.html").read_text().replace("&#x27;", "'")
 
 
 def test_the_same_settings_in_another_folder_end_with_the_same_weights(finished: Finished, tmp_path: Path) -> None:
-    other = library.run(str(finished.pictures), run=str(tmp_path / "other"), until="training", base=str(finished.base), **short())
-    assert other["training"].manifest.files["weights.safetensors"] == finished.sealed["training"].manifest.files["weights.safetensors"]
+    other = library.run(
+        str(finished.pictures), run=str(tmp_path / "other"), until="training", base=str(finished.base), **short()
+    )
+    assert (
+        other["training"].manifest.files["weights.safetensors"]
+        == finished.sealed["training"].manifest.files["weights.safetensors"]
+    )
     assert other["processing"].content == finished.sealed["processing"].content
 
 
-def test_a_training_stopped_half_way_goes_on_and_ends_with_the_same_weights(again: Again, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_training_stopped_half_way_goes_on_and_ends_with_the_same_weights(
+    again: Again, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     from dovetail.engines import learner
 
     slower = {"training": SHORT["training"] | {"sample_every": 1, "checkpoint_every": 1, "steps": 5}}
@@ -182,7 +199,10 @@ def test_a_training_stopped_half_way_goes_on_and_ends_with_the_same_weights(agai
     shutil.rmtree(resumed["training"].folder)
     assert whole["processing"].folder.exists()
     uninterrupted, _ = again(until="training", **slower)
-    assert uninterrupted["training"].manifest.files["weights.safetensors"] == resumed["training"].manifest.files["weights.safetensors"]
+    assert (
+        uninterrupted["training"].manifest.files["weights.safetensors"]
+        == resumed["training"].manifest.files["weights.safetensors"]
+    )
 
 
 def test_two_runs_in_one_folder_at_once_are_refused(finished: Finished, again: Again, tmp_path: Path) -> None:
@@ -191,14 +211,19 @@ def test_two_runs_in_one_folder_at_once_are_refused(finished: Finished, again: A
     before = (tmp_path / "run" / "dovetail.toml").read_bytes()
     with Run(tmp_path / "run").locked(), pytest.raises(StoreError, match="another dovetail works"):
         again(training={"steps": 77})
-    assert (tmp_path / "run" / "dovetail.toml").read_bytes() == before, "the refused run has replaced the configuration of the one at work"
+    assert (tmp_path / "run" / "dovetail.toml").read_bytes() == before, (
+        "the refused run has replaced the configuration of the one at work"
+    )
 
 
 @pytest.fixture(scope="module")
 def adapted(finished: Finished, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
     """A LoRA run whose alpha is not its rank."""
     run = Path(shutil.copytree(finished.run, tmp_path_factory.mktemp("lora") / "run"))
-    keys = short(training={"method": "lora", "learning_rate": 0.05, "lora_rank": 2, "lora_alpha": 8, "ema_decay": 0.1}, repo={"registry": str(run.parent / "registry")})
+    keys = short(
+        training={"method": "lora", "learning_rate": 0.05, "lora_rank": 2, "lora_alpha": 8, "ema_decay": 0.1},
+        repo={"registry": str(run.parent / "registry")},
+    )
     return library.run(str(finished.pictures), run=str(run), until="repo", base=str(finished.base), **keys)
 
 
@@ -213,7 +238,9 @@ def _paint(folder: Path, adapters: Path | None = None) -> Any:
     return np.asarray(made.images[0]).astype(int)
 
 
-def test_a_lora_run_trains_adapters_only_and_publishes_them_beside_a_whole_unet(finished: Finished, adapted: dict[str, Artifact]) -> None:
+def test_a_lora_run_trains_adapters_only_and_publishes_them_beside_a_whole_unet(
+    finished: Finished, adapted: dict[str, Artifact]
+) -> None:
     model = adapted["repo"].folder / "model"
     assert all("lora" in name for name in load_file(adapted["training"].folder / "weights.safetensors"))
     assert (model / "pytorch_lora_weights.safetensors").exists()
@@ -222,7 +249,9 @@ def test_a_lora_run_trains_adapters_only_and_publishes_them_beside_a_whole_unet(
     assert "base_model_relation: adapter" in (model / "README.md").read_text()
 
 
-def test_the_published_adapters_on_the_base_paint_what_the_published_folder_paints(finished: Finished, adapted: dict[str, Artifact]) -> None:
+def test_the_published_adapters_on_the_base_paint_what_the_published_folder_paints(
+    finished: Finished, adapted: dict[str, Artifact]
+) -> None:
     model = adapted["repo"].folder / "model"
     fused, plain = _paint(model), _paint(finished.base)
     assert abs(fused - plain).max() > 8, "the training has changed nothing, this test would say nothing"

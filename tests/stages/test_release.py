@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 from PIL import Image
+from tiny import SIDE
 
 from dovetail.config import Endpoint, Production
 from dovetail.edges import app as web
@@ -22,7 +23,6 @@ from dovetail.edges.models import Models
 from dovetail.edges.registry import Registry
 from dovetail.errors import BadInputError, EndpointError
 from dovetail.stages import endpoint, production
-from tiny import SIDE
 
 
 def _sealed(run: Run, stage: str, digest: str, **files: Any) -> Artifact:
@@ -139,7 +139,9 @@ def _ask(client: httpx.Client) -> tuple[int, str, str]:
     return answer.status_code, body.get("version", str(body)), body["data"][0]["b64_json"] if "data" in body else ""
 
 
-def test_the_endpoint_follows_promotions_and_rollbacks_while_requests_run_and_none_fails(serving: Serving, two_versions: Registry) -> None:
+def test_the_endpoint_follows_promotions_and_rollbacks_while_requests_run_and_none_fails(
+    serving: Serving, two_versions: Registry
+) -> None:
     answers: list[tuple[int, str, str]] = []
     done = threading.Event()
 
@@ -152,7 +154,10 @@ def test_the_endpoint_follows_promotions_and_rollbacks_while_requests_run_and_no
     for thread in threads:
         thread.start()
     try:
-        for move, expected in ((lambda: two_versions.promote("cats", "v2", ""), "v2"), (lambda: two_versions.rollback("cats", ""), "v1")):
+        for move, expected in (
+            (lambda: two_versions.promote("cats", "v2", ""), "v2"),
+            (lambda: two_versions.rollback("cats", ""), "v1"),
+        ):
             move()
             serving.until(f"now serving cats {expected}")
             mark, deadline = len(answers), time.monotonic() + 20
@@ -170,7 +175,9 @@ def test_the_endpoint_follows_promotions_and_rollbacks_while_requests_run_and_no
     assert Image.open(io.BytesIO(base64.b64decode(answers[0][2]))).size == (SIDE, SIDE)
 
 
-def test_a_version_that_cannot_be_loaded_is_refused_once_and_the_old_one_serves_on(serving: Serving, two_versions: Registry) -> None:
+def test_a_version_that_cannot_be_loaded_is_refused_once_and_the_old_one_serves_on(
+    serving: Serving, two_versions: Registry
+) -> None:
     two_versions.promote("cats", "broken", "")
     serving.until("still serving cats v1")
     with httpx.Client(base_url=serving.url, timeout=30, trust_env=False) as client:

@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from conftest import Finished
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
+from tiny import pixels_of, short
 
-from conftest import Finished
 from dovetail import library, pipeline
 from dovetail.edges import folders
 from dovetail.edges.registry import Registry
 from dovetail.records import STAGE_NAMES, Example, LatentRow, Rejected, ScoredSample
-from tiny import pixels_of, short
 
 
 @pytest.fixture
@@ -92,7 +92,9 @@ def test_the_published_unet_is_the_trained_one_and_all_else_is_the_bases_byte_fo
 
 def test_checksums_cover_every_file_and_agree(finished: Finished) -> None:
     lines = [line.split("  ", 1) for line in (finished.model / "SHA256SUMS").read_text().splitlines()]
-    assert {name: hashlib.sha256((finished.model / name).read_bytes()).hexdigest() for _, name in lines} == {n: s for s, n in lines}
+    assert {name: hashlib.sha256((finished.model / name).read_bytes()).hexdigest() for _, name in lines} == {
+        n: s for s, n in lines
+    }
     present = {p.relative_to(finished.model).as_posix() for p in finished.model.rglob("*") if p.is_file()}
     assert present - {n for _, n in lines} == {"SHA256SUMS"}
 
@@ -107,7 +109,9 @@ def test_the_model_card_is_valid_and_carries_verdict_licences_and_authors(finish
     head = yaml.safe_load(card.split("---\n")[1])
     assert head["library_name"] == "diffusers" and head["license"] == "other" and head["base_model"] == str(finished.base)
     assert told(finished, "evaluation", "verdict.json")["sentence"] in card
-    assert "| CC0-1.0 | A. Drawer | 14 |" in card and "A. Drawer (CC0-1.0), 14 pictures" in (finished.model / "NOTICE").read_text()
+    assert (
+        "| CC0-1.0 | A. Drawer | 14 |" in card and "A. Drawer (CC0-1.0), 14 pictures" in (finished.model / "NOTICE").read_text()
+    )
     assert pixels_of(finished.model / "eval" / "before-after.png").shape[1] > 192
 
 
@@ -134,15 +138,24 @@ def opened(finished: Finished, tmp_path_factory: pytest.TempPathFactory) -> data
     return datasets.load_dataset("imagefolder", data_dir=str(finished.sealed["buildout"].folder / "dataset"), cache_dir=cache)
 
 
-def test_datasets_opens_the_dataset_with_the_right_caption_for_every_picture(finished: Finished, opened: datasets.DatasetDict) -> None:
+def test_datasets_opens_the_dataset_with_the_right_caption_for_every_picture(
+    finished: Finished, opened: datasets.DatasetDict
+) -> None:
     examples = finished.sealed["buildout"].records(Example)
-    assert {s: opened[s].num_rows for s in opened} == {s: sum(e.split == s for e in examples) for s in ("train", "validation", "test")}
+    assert {s: opened[s].num_rows for s in opened} == {
+        s: sum(e.split == s for e in examples) for s in ("train", "validation", "test")
+    }
     by_name = {e.name: e for e in examples}
     seen = [row for split in opened for row in opened[split]]
     assert {row["original_name"] for row in seen} == by_name.keys() and "train station.jpg" in by_name
     for row in seen:
         example = by_name[row["original_name"]]
-        assert (row["text"], row["license"], row["group"], row["sha256"]) == (example.caption, example.licence, example.group, example.key)
+        assert (row["text"], row["license"], row["group"], row["sha256"]) == (
+            example.caption,
+            example.licence,
+            example.group,
+            example.key,
+        )
         wanted = pixels_of(finished.pictures / example.name)
         assert np.abs(np.asarray(row["image"].convert("RGB")).astype(int) - wanted).max() <= 2
 
@@ -171,7 +184,8 @@ def test_training_never_sees_what_it_is_tested_on(finished: Finished) -> None:
 def test_the_rejected_are_all_there_with_their_reasons(finished: Finished) -> None:
     found = {r.name: r.reason for r in finished.sealed["wrangling"].records(Rejected, "rejected.jsonl")}
     assert found == {
-        "absent.png": "listed but absent", "broken.png": "cannot be decoded", "nothing.png": "empty file", "wordy.png": "caption too long",
+        "absent.png": "listed but absent", "broken.png": "cannot be decoded", "nothing.png": "empty file",
+        "wordy.png": "caption too long",
     }  # fmt: skip
 
 
@@ -210,7 +224,14 @@ def test_the_report_needs_nothing_beside_it(finished: Finished) -> None:
 
 def test_the_report_shows_verdict_rejections_and_captions_escaped(finished: Finished) -> None:
     text = (finished.run / "report.html").read_text()
-    for said in ("listed but absent", "cannot be decoded", "empty file", "caption too long", "wordy.png", "a train station | with a pipe 🚉"):
+    for said in (
+        "listed but absent",
+        "cannot be decoded",
+        "empty file",
+        "caption too long",
+        "wordy.png",
+        "a train station | with a pipe 🚉",
+    ):
         assert said in text
     assert told(finished, "evaluation", "verdict.json")["answer"] in text and "<script>" not in text
 

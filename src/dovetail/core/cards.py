@@ -1,5 +1,6 @@
 """Cards written from facts: the dataset's and the model's."""
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -65,6 +66,24 @@ def dataset_card(examples: Sequence[Example], rejected: Mapping[str, int]) -> st
     return "\n\n".join(parts) + "\n"
 
 
+def _model_head(facts: Mapping[str, Any]) -> list[str]:
+    """Front matter of a model card; JSON's strings are YAML's too."""
+    licence = one_licence([facts["base_licence"], *(e.licence for e in facts["examples"])])
+    return [
+        "---",
+        f"license: {licence}",
+        *(["license_name: see-below"] if licence == "other" else []),
+        "library_name: diffusers",
+        "pipeline_tag: text-to-image",
+        f"base_model: {json.dumps(facts['base'], ensure_ascii=False)}",
+        f"base_model_relation: {'adapter' if facts['training']['method'] == 'lora' else 'finetune'}",
+        "tags:",
+        "- stable-diffusion",
+        "- dovetail",
+        "---",
+    ]
+
+
 def model_card(facts: Mapping[str, Any]) -> str:
     """README.md of a model repository, from facts alone.
 
@@ -73,23 +92,6 @@ def model_card(facts: Mapping[str, Any]) -> str:
     """
     examples: Sequence[Example] = facts["examples"]
     verdict, training = facts["verdict"], facts["training"]
-    head = [
-        "---",
-        f"license: {one_licence([facts['base_licence'], *(e.licence for e in examples)])}",
-        *(
-            ["license_name: see-below"]
-            if one_licence([facts["base_licence"], *(e.licence for e in examples)]) == "other"
-            else []
-        ),
-        "library_name: diffusers",
-        "pipeline_tag: text-to-image",
-        f"base_model: {facts['base']}",
-        f"base_model_relation: {'adapter' if training['method'] == 'lora' else 'finetune'}",
-        "tags:",
-        "- stable-diffusion",
-        "- dovetail",
-        "---",
-    ]
     train = [e for e in examples if e.split == "train"]
     training_rows = [
         ("method", training["method"]),
@@ -103,7 +105,7 @@ def model_card(facts: Mapping[str, Any]) -> str:
     ]
     named = verdict["named"]["target"]
     parts = [
-        "\n".join(head),
+        "\n".join(_model_head(facts)),
         f"# {facts['name']}",
         f"**{verdict['sentence']}**",
         f"![The same prompts and seeds: base above, tuned below]({facts['picture']})",

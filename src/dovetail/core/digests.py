@@ -13,7 +13,9 @@ def of_bytes(data: bytes) -> str:
 
 def of_data(data: Any) -> str:
     """SHA-256 of the canonical JSON of plain data (sorted keys, no spaces, UTF-8)."""
-    return of_bytes(json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode())
+    return of_bytes(
+        json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "surrogatepass")
+    )
 
 
 def of_files(files: Mapping[str, str]) -> str:

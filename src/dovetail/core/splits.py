@@ -31,6 +31,11 @@ def split_of(u: float, validation_share: float, test_share: float) -> Split:
     return "test" if u < test_share else "validation" if u < test_share + validation_share else "train"
 
 
+def _can_spare(name: str, splits: dict[str, Split]) -> bool:
+    """Whether a group's own split keeps another one without it."""
+    return sum(s == splits[name] for s in splits.values()) > 1
+
+
 def assign(sizes: dict[str, int], validation_share: float, test_share: float, seed: int) -> dict[str, Split]:
     """Group name -> split.
 
@@ -41,13 +46,16 @@ def assign(sizes: dict[str, int], validation_share: float, test_share: float, se
     numbers = {name: unit_interval("split", str(seed), name) for name in sizes}
     splits = {name: split_of(u, validation_share, test_share) for name, u in numbers.items()}
     total = sum(sizes.values())
-    borders: list[tuple[Split, float]] = [("test", test_share), ("validation", validation_share)]
-    for split, share in borders:
+    borders: list[tuple[Split, float, float]] = [
+        ("test", test_share, test_share),
+        ("validation", validation_share, test_share + validation_share),
+    ]
+    for split, share, border in borders:
         while share and sum(sizes[n] for n, s in splits.items() if s == split) < share * total / 2:
-            spare = sorted((u, n) for n, u in numbers.items() if splits[n] == "train")
-            if len(spare) <= 1:
+            spare = [n for n in numbers if splits[n] != split and _can_spare(n, splits)]
+            if not spare:
                 break
-            splits[spare[0][1]] = split
+            splits[min(spare, key=lambda n: (splits[n] != "train", abs(numbers[n] - border)))] = split
     if "train" not in splits.values() and splits:
         splits[max(numbers, key=numbers.__getitem__)] = "train"
     return splits

@@ -159,9 +159,13 @@ def build_app(studio: Studio, default_steps: int, default_guidance: float) -> Fa
             )
             for i in range(wanted.n or 1)
         ]  # fmt: skip
+        futures: list[Future[tuple[bytes, Engine]]] = []
         try:
-            futures = [studio.submit(wish) for wish in wishes]
+            for wish in wishes:
+                futures.append(studio.submit(wish))
         except BusyError:
+            for future in futures:
+                future.cancel()
             studio.failures.labels("busy").inc()
             return _refusal(429, "too many pictures are waiting, try again", None, "busy", **{"Retry-After": "5"})
         try:
@@ -251,6 +255,8 @@ def bind(host: str, port: int) -> socket.socket:
         raise EndpointError(
             f"cannot listen on {host}:{port}: {why}", do="choose another with --port, or stop what listens there"
         ) from error
+    # Its sockets have no protocol number, so asyncio leaves Nagle's algorithm on and each answer waits 40 ms.
+    bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return bound
 
 

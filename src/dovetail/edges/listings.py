@@ -1,7 +1,9 @@
 """A folder of pictures and what is said of them: metadata.jsonl, metadata.csv, .txt beside a picture (standard library)."""
 
 import csv
+import io
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,12 +48,13 @@ def read_metadata(folder: Path) -> dict[str, Said]:
                 listed = next((row[k] for k in NAME_KEYS if isinstance(row.get(k), str) and row[k]), None)
                 if listed is None:
                     raise BadInputError(f"{file}, line {line}: no file_name", do="give each row a file_name and a text")
-                place = (file.parent / listed).resolve()
-                if not place.is_relative_to(folder.resolve()):
+                # Not resolved: a picture that is a symbolic link keeps its own name.
+                place = Path(os.path.normpath(file.parent / listed))
+                if "\0" in listed or not place.is_relative_to(folder):
                     raise BadInputError(f"{file}, line {line}: {listed} lies outside the folder", do="move the picture into it")
-                caption = next((str(row[k]) for k in CAPTION_KEYS if row.get(k) not in (None, "")), "")
-                fields = {k: str(v) for k, v in row.items() if isinstance(k, str) and v not in (None, "")}
-                said[place.relative_to(folder.resolve()).as_posix()] = Said(caption=caption, said_by=file.name, fields=fields)
+                caption = next((_whole(row[k]) for k in CAPTION_KEYS if row.get(k) not in (None, "")), "")
+                fields = {k: _whole(v) for k, v in row.items() if isinstance(k, str) and v not in (None, "")}
+                said[place.relative_to(folder).as_posix()] = Said(caption=caption, said_by=file.name, fields=fields)
     return said
 
 
@@ -65,7 +68,7 @@ def caption_beside(picture: Path) -> str | None:
 
 def _jsonl_rows(file: Path) -> list[tuple[int, dict]]:
     rows = []
-    for line, text in enumerate(_text(file).splitlines(), start=1):
+    for line, text in enumerate(_text(file).split("\n"), start=1):  # splitlines breaks at U+2028 too
         if not text.strip():
             continue
         try:
@@ -83,8 +86,14 @@ def _jsonl_rows(file: Path) -> list[tuple[int, dict]]:
 
 
 def _csv_rows(file: Path) -> list[tuple[int, dict]]:
-    reader = csv.DictReader(_text(file).splitlines())
+    csv.field_size_limit(2**31 - 1)
+    reader = csv.DictReader(io.StringIO(_text(file), newline=""))
     return [(reader.line_num, row) for row in reader]
+
+
+def _whole(value: object) -> str:
+    """As text, without the half characters that JSON lets through and no file can hold."""
+    return str(value).encode("utf-8", "ignore").decode()
 
 
 def _text(file: Path) -> str:

@@ -65,8 +65,13 @@ class Models:
         """A fresh scheduler of the class and configuration that the folder names (it holds state while it is used)."""
         import diffusers
 
-        config = json.loads((self.folder / "scheduler" / "scheduler_config.json").read_text())
-        return getattr(diffusers, config["_class_name"]).from_config(config)
+        try:
+            config = json.loads((self.folder / "scheduler" / "scheduler_config.json").read_text())
+            return getattr(diffusers, config["_class_name"]).from_config(config)
+        except (OSError, ValueError, KeyError, AttributeError) as error:
+            raise ModelError(
+                f"cannot load scheduler of the model in {self.folder}: {_first_line(error)}", do="give a whole diffusers folder"
+            ) from error
 
     @property
     def resolution(self) -> int:
@@ -203,7 +208,10 @@ def lora_files(unet: UNet2DConditionModel, folder: Path) -> None:
     from diffusers import StableDiffusionPipeline
     from peft.utils import get_peft_model_state_dict
 
-    StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=get_peft_model_state_dict(unet), safe_serialization=True)
+    told = unet.peft_config["default"].to_dict() | {"target_modules": sorted(LORA_TARGETS)}
+    StableDiffusionPipeline.save_lora_weights(
+        folder, unet_lora_layers=get_peft_model_state_dict(unet), safe_serialization=True, unet_lora_adapter_metadata=told
+    )
 
 
 def fuse_lora(unet: UNet2DConditionModel) -> None:
@@ -247,6 +255,8 @@ class Judge:
         """Unit vectors (pictures, width) of uint8 (H, W, 3), resized to the judge's side by bicubic interpolation."""
         from PIL import Image
 
+        if not pictures:
+            return torch.zeros(0, self.model.config.projection_dim)
         ready = [np.asarray(Image.fromarray(p).resize((self.side, self.side), Image.Resampling.BICUBIC)) for p in pictures]
         batch = (np.stack(ready).astype(np.float32) / 255 - self.mean) / self.std
         vectors = []
@@ -257,6 +267,8 @@ class Judge:
     @torch.no_grad()
     def texts(self, texts: list[str]) -> Tensor:
         """Unit vectors (texts, width)."""
+        if not texts:
+            return torch.zeros(0, self.model.config.projection_dim)
         length = min(self.tokenizer.model_max_length, self.model.config.text_config.max_position_embeddings)
         tokens = self.tokenizer(texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
         vectors = _tensor(self.model.get_text_features(input_ids=tokens.input_ids, attention_mask=None))

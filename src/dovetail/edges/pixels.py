@@ -83,7 +83,14 @@ def decode(data: bytes, background: tuple[int, int, int]) -> Decoded:
 
 
 def _open(data: bytes) -> "pyvips.Image":
-    return pyvips.Image.new_from_buffer(data, "", access="random", fail_on="truncated")
+    if data[:2] == b"BM":  # libvips has no loader of its own for it
+        try:
+            with Image.open(io.BytesIO(data)) as picture:
+                data = png(np.asarray(picture.convert("RGB")))
+        except (OSError, SyntaxError, ValueError) as error:
+            raise pyvips.Error(str(error)) from error
+    # "truncated" would do for the others, but lets a TIFF that ends too early through as black.
+    return pyvips.Image.new_from_buffer(data, "", access="random", fail_on="error")
 
 
 def _to_srgb(image: "pyvips.Image") -> "pyvips.Image":

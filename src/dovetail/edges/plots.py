@@ -58,6 +58,7 @@ def paired_scores(target: Sequence[tuple[float, float]], other: Sequence[tuple[f
     line = [min(ends), max(ends)]
     axes.plot(line, line, color=INK, lw=1)
     axes.set(title="Each point one prompt and seed", xlabel=f"base ({unit})", ylabel=f"tuned ({unit})", xlim=line, ylim=line)
-    axes.legend(frameon=False)
+    if target or other:
+        axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     return _finish(figure)

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import threading
 import time
 from pathlib import Path
 from typing import Literal
@@ -44,7 +45,7 @@ class Registry:
         final = self.version_folder(name, version)
         if final.exists():
             return final
-        temporary = final.with_name(f".{version}.{os.getpid()}.tmp")
+        temporary = final.with_name(f".{version}.{os.getpid()}-{threading.get_ident()}.tmp")
         try:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.parent.mkdir(parents=True, exist_ok=True)
@@ -52,6 +53,8 @@ class Registry:
             temporary.rename(final)
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
+            if final.is_dir():  # another process has published the same bytes meanwhile
+                return final
             raise StoreError(
                 f"cannot publish into {self.root}: {error.strerror or error}",
                 do="free some room or set [repo] registry",
@@ -71,7 +74,7 @@ class Registry:
         """The release record; a last line cut short by a crash is left out."""
         found = []
         try:
-            lines = (self.root / name / "releases.jsonl").read_text(encoding="utf-8").splitlines()
+            lines = (self.root / name / "releases.jsonl").read_text(encoding="utf-8").split("\n")
         except OSError:
             return []
         for line in lines:

@@ -1,6 +1,7 @@
 """`dovetail.toml` on disk: read, refuse what is unknown, write with comments (tomllib, pydantic)."""
 
 import json
+import math
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,10 @@ def pairs(settings: list[str]) -> dict[str, Any]:
         *tables, last = key.strip().split(".")
         for name in tables:
             table = table.setdefault(name, {})
+            if not isinstance(table, dict):
+                raise BadConfigError(
+                    f"--set {setting}: {key.rpartition('.')[0]} is a value, not a table", do="give one of the two"
+                )
         try:
             table[last] = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:
@@ -87,4 +92,6 @@ def _entry(table: Table, key: str, comments: bool) -> list[str]:
 
 def _value(value: Any) -> str:
     """JSON's text for strings, numbers, booleans and lists of them is TOML's too."""
-    return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

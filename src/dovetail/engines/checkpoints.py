@@ -27,8 +27,6 @@ class Checkpoint:
 def save(root: Path, checkpoint: Checkpoint) -> None:
     """Write `root/step-N`; it is there whole or not at all."""
     final = root / f"step-{checkpoint.step:07d}"
-    if final.exists():
-        return
     temporary = root / f".{final.name}.{os.getpid()}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     data = tensors.to_bytes(checkpoint.tensors)
@@ -38,6 +36,7 @@ def save(root: Path, checkpoint: Checkpoint) -> None:
             temporary / "state.json",
             {"step": checkpoint.step, "sha256": folders.digest_bytes(data), "state": checkpoint.state},
         )
+        shutil.rmtree(final, ignore_errors=True)  # a damaged one, passed over when this training was taken up again
         temporary.rename(final)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from dovetail.config import Training
@@ -122,7 +123,7 @@ def default_learning_rate(config: Training, embedded: bool) -> float:
     """The rate that is used where none is given."""
     if config.learning_rate is not None:
         return config.learning_rate
-    full, lora = (4e-4, 3e-3) if embedded else (1e-5, 1e-4)
+    full, lora = (2e-4, 2e-3) if embedded else (1e-5, 1e-4)
     return full if config.method == "full" else lora
 
 
@@ -184,8 +185,10 @@ def _prepare(models: Models, material: Material, config: Training) -> Lessons:
     if precision == "fp16" and models.device.type == "cpu":
         warnings.warn("the CPU has no fp16 training: bf16 is used", stacklevel=2)
         precision = "bf16"
+    # One process may train several times, each time in another precision; accelerate would keep the first.
+    AcceleratorState._reset_state()
     accelerator = Accelerator(mixed_precision=precision, cpu=models.device.type == "cpu")
-    optimizer = torch.optim.AdamW(parameters, lr=1.0, betas=(0.9, 0.99), weight_decay=config.weight_decay, fused=True)
+    optimizer = torch.optim.AdamW(parameters, lr=1.0, betas=(0.9, 0.999), weight_decay=config.weight_decay, fused=True)
     prepared, optimizer = accelerator.prepare(unet, optimizer)
     return Lessons(
         models=models, material=material, config=config, accelerator=accelerator, unet=prepared, optimizer=optimizer,

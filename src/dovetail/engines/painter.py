@@ -33,13 +33,14 @@ def paint_latents(
     steps: int,
     guidance_scale: float,
     batch_size: int = 16,
+    side: int | None = None,
     on_batch: Callable[[int], None] = lambda count: None,
 ) -> Tensor:
     """Scaled latents (orders, c, h, w), float32. `on_batch` hears how many pictures each batch finished."""
     parts = []
     for first in range(0, len(orders), batch_size):
         batch = orders[first : first + batch_size]
-        parts.append(_denoise(models, batch, steps, guidance_scale).cpu())
+        parts.append(_denoise(models, batch, steps, guidance_scale, side or int(models.unet.config.sample_size)).cpu())
         on_batch(len(batch))
     return torch.cat(parts)
 
@@ -60,9 +61,8 @@ def paint(
     return [picture for part in latents.split(batch_size) for picture in models.decode(part)]
 
 
-def _denoise(models: Models, batch: Sequence[Order], steps: int, guidance_scale: float) -> Tensor:
+def _denoise(models: Models, batch: Sequence[Order], steps: int, guidance_scale: float, side: int) -> Tensor:
     unet, device = models.unet, models.device
-    side = int(unet.config.sample_size)
     scheduler = models.scheduler()
     scheduler.set_timesteps(steps, device=device)
     noise = [start_noise(order.seed, unet.config.in_channels, side, side) for order in batch]

@@ -16,7 +16,7 @@ from dovetail.edges.folders import Artifact, Desk, Showing, write_bytes, write_j
 from dovetail.edges.models import Models
 from dovetail.edges.registry import Registry
 from dovetail.engines import painter
-from dovetail.errors import DovetailError, EndpointError
+from dovetail.errors import EndpointError
 from dovetail.records import Example
 
 POLL_SECONDS = 0.5
@@ -96,13 +96,14 @@ def _follow(
 ) -> None:
     refused = ""
     while not stopped.wait(POLL_SECONDS):
-        folder, version = find()
-        if version in (studio.engine.version, refused):
-            continue
+        version = ""
         try:
+            folder, version = find()
+            if version in (studio.engine.version, refused):
+                continue
             studio.swap(engine_of(folder, name, version))
             show.say(f"now serving {name} {version}")
-        except DovetailError as error:
+        except Exception as error:  # whatever is wrong with the next version, the one in force serves on
             refused = version
             show.say(f"still serving {name} {studio.engine.version}: {error}")
 

@@ -36,10 +36,10 @@ def process(dataset: Artifact, base: Artifact, models: Models, config: Processin
     write_json(desk.folder / "captions.json", captions)
     write_json(desk.folder / "resolution.json", {"side": side, "cut_captions": _cut(captions, models)})
     if rehearsed:
-        asked = digests.of_data([base.content, rehearsed, REHEARSAL_SEED])
+        asked = digests.of_data([base.content, rehearsed, REHEARSAL_SEED, side])
         write_bytes(
             desk.folder / "rehearsal.safetensors",
-            tensors.to_bytes({"latents": _rehearsal(rehearsed, asked, models, desk)}),
+            tensors.to_bytes({"latents": _rehearsal(rehearsed, asked, side, models, desk)}),
         )
         write_json(desk.folder / "rehearsal.json", {"asked": asked, "captions": rehearsed})
     write_records(desk.folder / "records.jsonl", rows)
@@ -106,7 +106,7 @@ def _cut(captions: list[str], models: Models) -> list[str]:
     return [c for c, ids in zip(captions, lengths, strict=True) if len(ids) > models.tokenizer.model_max_length]
 
 
-def _rehearsal(prompts: list[str], asked: str, models: Models, desk: Desk) -> Tensor:
+def _rehearsal(prompts: list[str], asked: str, side: int, models: Models, desk: Desk) -> Tensor:
     """Scaled latents (prompts, c, h, w) that the base paints; an earlier artifact's are used again."""
     for artifact in desk.before:
         file = artifact.folder / "rehearsal.json"
@@ -117,6 +117,7 @@ def _rehearsal(prompts: list[str], asked: str, models: Models, desk: Desk) -> Te
         return painter.paint_latents(
             models,
             orders,
+            side=side // models.pixels_per_latent,
             steps=REHEARSAL_STEPS,
             guidance_scale=REHEARSAL_GUIDANCE,
             batch_size=BATCH,

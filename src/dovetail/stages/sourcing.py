@@ -31,7 +31,12 @@ def source(config: Sourcing, desk: Desk) -> None:
     """Folder -> leads (`records.jsonl`) and what is listed but not there (`rejected.jsonl`)."""
     folder = _folder(config)
     said = listings.read_metadata(folder)
-    pictures = {p.relative_to(folder).as_posix(): p for p in listings.picture_files(folder, SUFFIXES)}
+    found = {p.relative_to(folder).as_posix(): p for p in listings.picture_files(folder, SUFFIXES)}
+    pictures = {name: path for name, path in found.items() if _writable(name)}
+    unnamed = [
+        Rejected(name=name.encode("utf-8", "backslashreplace").decode(), reason="name is not UTF-8", detail="rename the file")
+        for name in found.keys() - pictures.keys()
+    ]
     if not pictures:
         kinds = ", ".join(sorted(SUFFIXES))
         raise BadInputError(f"no picture in {folder}", do=f"put pictures there ({kinds})")
@@ -47,7 +52,16 @@ def source(config: Sourcing, desk: Desk) -> None:
         if name not in pictures
     ]
     write_records(desk.folder / "records.jsonl", leads)
-    write_records(desk.folder / "rejected.jsonl", absent)
+    write_records(desk.folder / "rejected.jsonl", [*absent, *unnamed])
+
+
+def _writable(name: str) -> bool:
+    """Whether a file name is text that a file can hold."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _folder(config: Sourcing) -> Path:

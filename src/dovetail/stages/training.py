@@ -34,7 +34,7 @@ def train(latents: Artifact, models: Models, embedded: bool, config: Training, d
         sample(0)
     weights, curve = learner.teach(models, material, config, rate, desk.folder / "checkpoints", desk.show, sample)
     write_bytes(desk.folder / "weights.safetensors", tensors.to_bytes(weights))
-    write_bytes(desk.folder / "curve.jsonl", "".join(json.dumps(row) + "\n" for row in curve).encode())
+    write_bytes(desk.folder / "curve.jsonl", "".join(json.dumps(row, sort_keys=True) + "\n" for row in curve).encode())
     write_bytes(desk.folder / "loss.png", plots.loss_curves(curve))
     write_json(
         desk.folder / "training.json",

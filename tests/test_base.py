@@ -1,0 +1,114 @@
+"""The embedded base: small, safe, whole, and it never saw what the demo teaches it."""
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file
+from tiny import pixels_of
+
+from dovetail import bases
+from dovetail.config import Evaluation
+from dovetail.engines import painter
+from recipes.embedded_base import icons, scenes, televisions
+
+BASE = bases.EMBEDDED
+FILES = sorted(p for p in BASE.rglob("*") if p.is_file())
+EXAMPLES = ROOT / "examples" / "televisions"
+NOUN = re.compile(r"an? (old television with antennas|flat-screen television|television)")
+
+
+def test_it_is_whole_and_small_enough_to_ship() -> None:
+    assert bases.find("embedded") == BASE
+    assert {p.parent.name for p in FILES if p.suffix == ".safetensors"} == {"unet", "vae", "text_encoder", "judge"}
+    assert sum(p.stat().st_size for p in FILES) < 48 * 1024 * 1024
+
+
+def test_weights_are_safetensors_only_in_half_precision_and_every_number_is_finite() -> None:
+    assert not [p for p in FILES if p.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl")]
+    for file in (p for p in FILES if p.suffix == ".safetensors"):
+        tensors = load_file(file)
+        assert all(torch.isfinite(t).all() for t in tensors.values() if t.is_floating_point()), file
+        assert {t.dtype for t in tensors.values() if t.is_floating_point()} == {torch.float16}, file
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda p: str(p.relative_to(BASE)))
+def test_every_user_may_read_it(file: Path) -> None:
+    assert file.stat().st_mode & 0o777 == 0o644
+
+
+def test_it_states_its_licence_and_the_hands_behind_its_art() -> None:
+    card = (BASE / "README.md").read_text()
+    assert card.startswith("---\n") and "license:" in card
+    notice = (BASE / "NOTICE").read_text() + card
+    assert all(about["author"].split()[0] in notice for about in icons.SETS.values() if about["used_by"] == "generator")
+
+
+def test_diffusers_opens_it_and_paints_what_the_painter_paints() -> None:
+    pipe = StableDiffusionPipeline.from_pretrained(BASE, torch_dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    image = pipe(
+        "a cat on a blue background", num_inference_steps=2, guidance_scale=4.0, generator=torch.Generator().manual_seed(1)
+    ).images[0]
+    ours = painter.paint(
+        bases.load(BASE), [painter.Order(prompt="a cat on a blue background", seed=1)], steps=2, guidance_scale=4.0
+    )[0]
+    assert ours.shape == (64, 64, 3) and np.abs(ours.astype(int) - np.asarray(image)).max() <= 2
+
+
+def test_the_judge_takes_a_television_for_one_and_not_for_another_thing() -> None:
+    """On the shipped pictures the own caption must come before the same words with another thing in the television's place."""
+    judge = bases.judge(BASE, Evaluation())
+    rows = [json.loads(line) for line in (EXAMPLES / "metadata.jsonl").read_text().splitlines()][::3]
+    seen = judge.pictures([pixels_of(EXAMPLES / row["file_name"]).astype(np.uint8) for row in rows])
+    taken_for = []
+    for row, vector in zip(rows, seen, strict=True):
+        texts = {thing: NOUN.sub(scenes.article(thing), row["text"]) for thing in icons.THINGS}
+        assert row["text"] not in texts.values()
+        scores = judge.texts([row["text"], *texts.values()]) @ vector
+        taken_for.append(["television", *texts][int(scores.argmax())])
+    right = taken_for.count("television") / len(rows)
+    assert right > 0.5, f"{right:.0%} are named; most are taken for: {Counter(taken_for).most_common(4)}"
+
+
+def test_no_thing_of_the_generator_is_a_television_or_another_screen() -> None:
+    barred = {name.replace("-", "") for name in icons.VOCABULARY["held_out"]["icons"]}
+    assert "television" in barred
+    assert not {icon.replace("-", "") for icon in icons.THINGS.values()} & barred
+    assert not [
+        t for t in icons.THINGS if {"television", "tv", "screen", "monitor", "laptop", "computer", "display"} & set(t.split())
+    ]
+
+
+def test_the_prompts_that_ship_are_of_things_it_learnt_and_the_two_lists_have_none_in_common() -> None:
+    rehearsal, other = (bases.prompts(BASE, kind) for kind in ("rehearsal", "other"))
+    assert len(rehearsal) >= 40 and len(other) >= 40 and not set(rehearsal) & set(other)
+    assert not [p for p in rehearsal + other if "televis" in p or "screen" in p]
+    assert all(any(thing in p for thing in icons.THINGS) for p in rehearsal + other)
+
+
+def test_drawings_to_tune_on_and_drawings_of_the_judge_come_from_different_sources() -> None:
+    sources = {role: {d[2] for d in televisions.DRAWINGS.values() if d[0] == role} for role in ("tuning", "judge")}
+    assert len(sources["tuning"]) >= 6 and len(sources["judge"]) >= 4 and not sources["tuning"] & sources["judge"]
+    assert {d[0] for d in televisions.DRAWINGS.values()} == {"tuning", "judge"}
+
+
+def test_the_set_that_the_judge_alone_sees_is_not_the_generators() -> None:
+    used = {about["used_by"] for about in icons.SETS.values()}
+    judged = [w for _, _, w, _ in (d for d in televisions.DRAWINGS.values() if d[0] == "judge") if isinstance(w, tuple)]
+    assert used == {"generator", "judge"} and all(icons.SETS[w[0]]["used_by"] == "judge" for w in judged)
+
+
+def test_the_shipped_pictures_state_caption_group_author_and_licence_each() -> None:
+    rows = [json.loads(line) for line in (EXAMPLES / "metadata.jsonl").read_text().splitlines()]
+    tuning = {name for name, d in televisions.DRAWINGS.items() if d[0] == "tuning"}
+    assert {r["group"] for r in rows} == tuning and len(rows) == len(list(EXAMPLES.glob("*.png")))
+    for row in rows:
+        assert (EXAMPLES / row["file_name"]).is_file() and all(row[k] for k in ("text", "author", "license", "source"))
+        assert row["author"] == televisions.DRAWINGS[row["group"]][3]
