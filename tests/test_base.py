@@ -87,7 +87,7 @@ def test_no_thing_of_the_generator_is_a_television_or_another_screen() -> None:
 
 
 def test_the_prompts_that_ship_are_of_things_it_learnt_and_the_two_lists_have_none_in_common() -> None:
-    rehearsal, other = (bases.prompts(BASE, kind) for kind in ("rehearsal", "other"))
+    rehearsal, other = bases.hints(BASE).rehearsal, bases.hints(BASE).other
     assert len(rehearsal) >= 40 and len(other) >= 40 and not set(rehearsal) & set(other)
     assert not [p for p in rehearsal + other if "televis" in p or "screen" in p]
     assert all(any(thing in p for thing in icons.THINGS) for p in rehearsal + other)
@@ -112,3 +112,11 @@ def test_the_shipped_pictures_state_caption_group_author_and_licence_each() -> N
     for row in rows:
         assert (EXAMPLES / row["file_name"]).is_file() and all(row[k] for k in ("text", "author", "license", "source"))
         assert row["author"] == televisions.DRAWINGS[row["group"]][3]
+
+
+def test_the_hints_that_ship_are_the_ones_a_tuned_model_inherits(tmp_path: Path) -> None:
+    assert (
+        bases.hints(BASE).guidance_scale == 2.5
+        and bases.hints(BASE).learning_rate_full > bases.hints(tmp_path).learning_rate_full
+    )
+    assert bases.hints(tmp_path).guidance_scale == 7.5

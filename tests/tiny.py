@@ -102,7 +102,7 @@ def write_base(folder: Path, *, with_judge: bool = True, with_prompts: bool = Tr
         (folder / "judge" / "preprocessor_config.json").write_text(json.dumps(told))
     (folder / "model_index.json").write_text(json.dumps(INDEX))
     if with_prompts:
-        (folder / "prompts.json").write_text(json.dumps(PROMPTS))
+        (folder / "hints.json").write_text(json.dumps(PROMPTS))
     (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n\n# A tiny base\n")
     (folder / "LICENSE").write_text("Apache License, Version 2.0\n")
     return folder

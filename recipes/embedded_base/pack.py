@@ -13,16 +13,24 @@ from safetensors.torch import load_file, save_file
 from . import icons, scenes
 
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler", "judge")
-CARD_PROMPTS = 48
 
 
-def prompts() -> dict[str, list[str]]:
-    """Prompts to rehearse while tuning, and other ones to test forgetting with: one of each thing in both, none in common."""
+def hints() -> dict[str, object]:
+    """Guidance and learning rates that suit this model; prompts to rehearse while tuning, and others to test forgetting with.
+
+    One prompt of each thing stands in both lists, and none in common.
+    """
     things, colours = list(icons.THINGS), list(scenes.COLOURS)
     order = np.random.default_rng(31).permutation(len(things))
     rehearsal = [f"{scenes.article(t)} on {scenes.article(colours[i % len(colours)])} background" for i, t in enumerate(things)]
     other = [f"{scenes.article(things[k])} on {scenes.article(colours[(k + 5) % len(colours)])} background" for k in order]
-    return {"rehearsal": rehearsal, "other": other, "card": other[:CARD_PROMPTS]}
+    return {
+        "rehearsal": rehearsal,
+        "other": other,
+        "guidance_scale": 2.5,
+        "learning_rate_full": 2e-4,
+        "learning_rate_lora": 2e-3,
+    }
 
 
 def halve(folder: Path) -> None:
@@ -122,7 +130,7 @@ def main() -> None:
     (args.base / "README.md").write_text(card(args.build))
     (args.base / "NOTICE").write_text(notice())
     (args.base / "model_index.json").write_text(json.dumps(index(), indent=2) + "\n")
-    (args.base / "prompts.json").write_text(json.dumps(prompts(), indent=1) + "\n")
+    (args.base / "hints.json").write_text(json.dumps(hints(), indent=1) + "\n")
     AutoencoderKL.from_pretrained(args.base / "vae")
     print(f"{sum(f.stat().st_size for f in args.base.rglob('*') if f.is_file()) / 2**20:.1f} MiB in {args.base}")
 

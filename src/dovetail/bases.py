@@ -9,12 +9,13 @@ from dovetail.core import digests
 from dovetail.edges.folders import Artifact, Run, digest_folder, write_json
 from dovetail.edges.registry import default_root
 from dovetail.errors import ModelError
-from dovetail.records import Manifest
+from dovetail.records import Hints, Manifest
 
 if TYPE_CHECKING:
     from dovetail.edges.models import Judge, Models
 
 EMBEDDED = Path(__file__).parent / "base"
+HINTS = "hints.json"
 DEFAULT_JUDGE = "openai/clip-vit-base-patch32"
 
 
@@ -84,7 +85,7 @@ def judge(folder: Path, config: Evaluation) -> "Judge":
         raise ModelError(f"no judge: {error}") from error
 
 
-def prompts(folder: Path, kind: str) -> list[str]:
-    """The prompts of other things that came with the base: those to rehearse, or those to test forgetting with."""
-    file = folder / "prompts.json"
-    return list(json.loads(file.read_text(encoding="utf-8"))[kind]) if file.exists() else []
+def hints(folder: Path) -> Hints:
+    """What came with a model in its `hints.json`; what Stable Diffusion at large wants where it has none."""
+    file = folder / HINTS
+    return Hints(**json.loads(file.read_text(encoding="utf-8"))) if file.exists() else Hints()

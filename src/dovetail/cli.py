@@ -214,7 +214,7 @@ def paint_command(
     prompt: Annotated[str, typer.Argument(help="what to paint")],
     seed: Annotated[int, typer.Option("--seed")] = 0,
     steps: Annotated[int, typer.Option("--steps", min=1, max=1000)] = 20,
-    guidance_scale: Annotated[float, typer.Option("--guidance-scale", min=1.0)] = 4.0,
+    guidance_scale: Annotated[float | None, typer.Option("--guidance-scale", min=1.0)] = None,
     negative_prompt: Annotated[str, typer.Option("--negative-prompt")] = "",
     out: Annotated[str, typer.Option("--out", metavar="FILE", help="PNG to write")] = "picture.png",
 ) -> None:

@@ -70,7 +70,7 @@ class Training(Table):
     batch_size: int = Field(16, gt=0, description="pictures a forward pass")
     gradient_accumulation_steps: int = Field(1, gt=0)
     learning_rate: float | None = Field(
-        None, gt=0, description="empty: 2e-4 full and 2e-3 LoRA for the embedded base, 1e-5 and 1e-4 else"
+        None, gt=0, description="empty means the one that came with the base, else 1e-5 full and 1e-4 LoRA"
     )
     lr_scheduler: Literal["constant", "cosine", "linear"] = "cosine"
     warmup_steps: int = Field(20, ge=0)
@@ -99,7 +99,7 @@ class Evaluation(Table):
     seeds_per_prompt: int = Field(4, gt=0)
     other_prompts: int = Field(32, ge=0, description="prompts of other things, to see what was forgotten")
     steps: int = Field(20, gt=0)
-    guidance_scale: float = Field(4.0, ge=1)
+    guidance_scale: float | None = Field(None, ge=1, description="empty means the one that came with the base, else 7.5")
     batch_size: int = Field(16, gt=0)
     seed: int = 1000
 
@@ -118,7 +118,7 @@ class Endpoint(Table):
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535, description="0 means any free one")
     steps: int = Field(20, gt=0, description="where a request does not say")
-    guidance_scale: float = Field(4.0, ge=1)
+    guidance_scale: float | None = Field(None, ge=1, description="empty means the one that came with the base, else 7.5")
     prompt: str = Field("", description="asked of the endpoint to see that it answers; empty means the first test caption")
     seed: int = 7
 

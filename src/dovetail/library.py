@@ -112,18 +112,18 @@ def paint(
     *,
     seed: int = 0,
     steps: int = 20,
-    guidance_scale: float = 4.0,
+    guidance_scale: float | None = None,
     negative_prompt: str = "",
     out: str | None = None,
 ) -> bytes:
     """One picture as PNG bytes, written to `out` where given. `model`: a folder, a registry name, or `embedded`."""
-    from dovetail.edges import app, models
+    from dovetail.edges import app
     from dovetail.stages import endpoint
 
     folder, name, version = _located(model, Registry(default_root()))
-    del models
     engine = endpoint.engine_of(folder, name, version)
-    wish = app.Wish(prompt=prompt, negative_prompt=negative_prompt, seed=seed, steps=steps, guidance_scale=guidance_scale)
+    scale = guidance_scale or bases.hints(folder).guidance_scale
+    wish = app.Wish(prompt=prompt, negative_prompt=negative_prompt, seed=seed, steps=steps, guidance_scale=scale)
     picture = engine.paint(wish)
     if out:
         write_bytes(Path(out), picture)
@@ -135,13 +135,13 @@ def serve(model: str, config: Endpoint | None = None, registry: str | None = Non
     from dovetail.stages import endpoint
 
     place = Registry(Path(registry) if registry else default_root())
-    _, name, _ = _located(model, place)
+    first, name, _ = _located(model, place)
 
     def find() -> tuple[Path, str]:
         folder, _, version = _located(model, place)
         return folder, version
 
-    endpoint.serve(find, name, config or Endpoint(), Show(quiet))
+    endpoint.serve(find, name, bases.hints(first).guidance_scale, config or Endpoint(), Show(quiet))
 
 
 def promote(name: str, version: str, reason: str = "", registry: str | None = None) -> Release:

@@ -64,20 +64,21 @@ STAGES = (
           does=lambda w: stages.buildout.build(w["wrangling"], w.config.buildout, w.desk)),
     Stage(name="processing", verb="process", takes=("buildout", "base"),
           does=lambda w: stages.processing.process(
-              w["buildout"], w["base"], w.models, w.config.processing, bases.prompts(w["base"].folder, "rehearsal"), w.desk)),
+              w["buildout"], w["base"], w.models, w.config.processing, bases.hints(w["base"].folder), w.desk)),
     Stage(name="training", verb="train", takes=("processing", "base"),
           does=lambda w: stages.training.train(
-              w["processing"], w.models, w.config.base == "embedded", w.config.training, w.desk)),
+              w["processing"], w.models, bases.hints(w["base"].folder), w.config.training, w.desk)),
     Stage(name="evaluation", verb="evaluate", takes=("buildout", "processing", "training", "base"),
           does=lambda w: stages.evaluation.evaluate(
               w["buildout"], w["processing"], w.models, w.tuned, bases.judge(w["base"].folder, w.config.evaluation),
-              bases.prompts(w["base"].folder, "other"), w.config.evaluation, w.desk)),
+              bases.hints(w["base"].folder), w.config.evaluation, w.desk)),
     Stage(name="repo", verb="publish", takes=("base", "wrangling", "buildout", "training", "evaluation"),
           does=lambda w: stages.repo.publish(
               w.config.base, w["base"], w["wrangling"], w["buildout"], w["training"], w["evaluation"], w.tuned,
               w.config.training.method, w.config.repo, w.desk)),
     Stage(name="endpoint", verb="serve", takes=("repo", "buildout"),
-          does=lambda w: stages.endpoint.check(w["repo"], w["buildout"], w.config.endpoint, w.desk)),
+          does=lambda w: stages.endpoint.check(
+              w["repo"], w["buildout"], bases.hints(w["repo"].folder / "model"), w.config.endpoint, w.desk)),
     Stage(name="production", verb="release", takes=("repo", "evaluation", "endpoint"),
           does=lambda w: stages.production.release(w["repo"], w["evaluation"], w["endpoint"], w.config.production, w.desk)),
 )  # fmt: skip

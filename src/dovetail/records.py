@@ -3,7 +3,7 @@
 Licence, origin and caption ride along from lead to model card; `key` is always the SHA-256 of a picture's bytes.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 STAGE_NAMES = (
@@ -98,6 +98,17 @@ class LatentRow:
     name: str
     file: str
     row: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hints:
+    """What a model knows of itself: `hints.json` in its folder. The defaults are those of Stable Diffusion at large."""
+
+    guidance_scale: float = 7.5
+    learning_rate_full: float = 1e-5
+    learning_rate_lora: float = 1e-4
+    rehearsal: list[str] = field(default_factory=list)  # prompts to learn along against forgetting
+    other: list[str] = field(default_factory=list)  # prompts to see by what was forgotten; none in common
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

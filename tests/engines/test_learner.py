@@ -1,7 +1,6 @@
 """The learner on a tiny U-Net: it learns, it resumes bit for bit, it says when it cannot go on."""
 
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -241,11 +240,3 @@ def test_the_curve_is_plain_data_that_survives_json(tiny_base: Path, tmp_path: P
     _, curve = teach(tiny_base, tmp_path, material, config())
     assert json.loads(json.dumps(curve)) == curve
     assert [row["step"] for row in curve if row.get("set") == "validation"] == [0, 3, 6]
-
-
-def test_the_learning_rate_that_is_not_given_is_the_one_that_the_configuration_tells() -> None:
-    told = Training.model_fields["learning_rate"].description or ""
-    rates = [float(number) for number in re.findall(r"\de-\d", told)]
-    kinds = [(method, embedded) for embedded in (True, False) for method in ("full", "lora")]
-    assert [learner.default_learning_rate(config(method=method), embedded) for method, embedded in kinds] == rates
-    assert learner.default_learning_rate(config(learning_rate=0.5), True) == 0.5

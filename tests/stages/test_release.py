@@ -217,4 +217,4 @@ def test_serving_on_a_taken_port_fails_before_a_model_is_loaded() -> None:
         raise AssertionError("the model was looked for")
 
     with web.bind("127.0.0.1", 0) as taken, pytest.raises(EndpointError, match="cannot listen"):
-        endpoint.serve(find, "cats", Endpoint(port=taken.getsockname()[1]), Show(quiet=True))
+        endpoint.serve(find, "cats", 2.0, Endpoint(port=taken.getsockname()[1]), Show(quiet=True))

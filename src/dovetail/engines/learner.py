@@ -119,14 +119,6 @@ class Lessons:
     curve: list[dict[str, Any]] = field(default_factory=list)
 
 
-def default_learning_rate(config: Training, embedded: bool) -> float:
-    """The rate that is used where none is given."""
-    if config.learning_rate is not None:
-        return config.learning_rate
-    full, lora = (2e-4, 2e-3) if embedded else (1e-5, 1e-4)
-    return full if config.method == "full" else lora
-
-
 def teach(
     models: Models,
     material: Material,

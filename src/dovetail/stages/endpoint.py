@@ -17,7 +17,7 @@ from dovetail.edges.models import Models
 from dovetail.edges.registry import Registry
 from dovetail.engines import painter
 from dovetail.errors import EndpointError
-from dovetail.records import Example
+from dovetail.records import Example, Hints
 
 POLL_SECONDS = 0.5
 
@@ -41,12 +41,13 @@ def engine_of(folder: Path, name: str, version: str) -> web.Engine:
     return web.Engine(paint=paint, name=name, version=version, side=models.resolution, licence=licence)
 
 
-def check(repo: Artifact, dataset: Artifact, config: Endpoint, desk: Desk) -> None:
+def check(repo: Artifact, dataset: Artifact, hints: Hints, config: Endpoint, desk: Desk) -> None:
     """Published model -> an endpoint on a free port that answers one real request; its picture is kept."""
     published = json.loads((repo.folder / "published.json").read_text())
     engine = engine_of(repo.folder / "model", published["name"], published["version"])
     studio = web.Studio(engine)
-    server = web.Server(web.build_app(studio, config.steps, config.guidance_scale), web.bind("127.0.0.1", 0))
+    guidance_scale = config.guidance_scale or hints.guidance_scale
+    server = web.Server(web.build_app(studio, config.steps, guidance_scale), web.bind("127.0.0.1", 0))
     tests = sorted((e for e in dataset.records(Example) if e.split == "test"), key=lambda e: e.key)
     prompt = config.prompt or (tests[0].caption if tests else dataset.records(Example)[0].caption)
     wanted = {"prompt": prompt, "seed": config.seed, "model": published["name"]}
@@ -73,12 +74,12 @@ def _post(url: str, body: dict[str, object]) -> dict[str, Any]:
         ) from error
 
 
-def serve(find: Callable[[], tuple[Path, str]], name: str, config: Endpoint, show: Showing) -> None:
+def serve(find: Callable[[], tuple[Path, str]], name: str, guidance_scale: float, config: Endpoint, show: Showing) -> None:
     """Answer requests until stopped; where `find` comes to name another version, take it up without dropping a request."""
     bound = web.bind(config.host, config.port)
     folder, version = find()
     studio = web.Studio(engine_of(folder, name, version))
-    server = web.Server(web.build_app(studio, config.steps, config.guidance_scale), bound)
+    server = web.Server(web.build_app(studio, config.steps, config.guidance_scale or guidance_scale), bound)
     stopped = threading.Event()
     follower = threading.Thread(target=_follow, args=(find, name, studio, stopped, show), name="follower", daemon=True)
     follower.start()

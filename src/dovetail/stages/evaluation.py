@@ -13,7 +13,7 @@ from dovetail.edges import pixels, plots
 from dovetail.edges.folders import Artifact, Desk, write_bytes, write_json, write_records
 from dovetail.edges.models import Judge, Models
 from dovetail.engines import learner, painter
-from dovetail.records import Example, Interval, ScoredSample
+from dovetail.records import Example, Hints, Interval, ScoredSample
 
 UNIT = "points of the judge's score (100 x cosine)"
 
@@ -24,25 +24,27 @@ def evaluate(
     base: Models,
     tuned: Models,
     judge: Judge,
-    shipped: list[str],
+    hints: Hints,
     config: Evaluation,
     desk: Desk,
 ) -> None:
     """Checkpoint -> verdict: the same prompts and seeds painted by both models, scored by a judge that training never saw.
 
-    `shipped` are prompts of other things, not rehearsed, to see what was forgotten. Writes `verdict.json`,
+    `hints.other` are prompts of other things, not rehearsed, to see what was forgotten. Writes `verdict.json`,
     `records.jsonl` (every sample), the pictures and a plot.
     """
     examples = dataset.records(Example)
     wanted = _test_prompts(examples, config)
     prompts: list[tuple[str, Literal["target", "other"]]] = [(p, "target") for p in wanted]
-    prompts += [(p, "other") for p in shipped[: config.other_prompts]]
+    prompts += [(p, "other") for p in hints.other[: config.other_prompts]]
     per_prompt = {"target": config.seeds_per_prompt, "other": 1}
     wishes = [(prompt, axis) for prompt, axis in prompts for _ in range(per_prompt[axis])]
     orders = [(painter.Order(prompt=prompt, seed=config.seed + i), axis) for i, (prompt, axis) in enumerate(wishes)]
     painted = {}
     for who, models in (("base", base), ("tuned", tuned)):
-        painted[who] = _paint_once(who, models, [order for order, _ in orders], config, desk)
+        painted[who] = _paint_once(
+            who, models, config.guidance_scale or hints.guidance_scale, [order for order, _ in orders], config, desk
+        )
     samples = _scored(orders, painted, judge, examples, dataset, desk)
     gain, forgot = _gain(samples, "target"), _gain(samples, "other")
     copies = _copy_share(samples, judge, examples, dataset)
@@ -84,7 +86,9 @@ def _test_prompts(examples: list[Example], config: Evaluation) -> list[str]:
     return list(chosen)
 
 
-def _paint_once(who: str, models: Models, orders: list[painter.Order], config: Evaluation, desk: Desk) -> list[Path]:
+def _paint_once(
+    who: str, models: Models, guidance_scale: float, orders: list[painter.Order], config: Evaluation, desk: Desk
+) -> list[Path]:
     """Files of the pictures, painted batch by batch; those that an interrupted run left are not painted again."""
     root = desk.folder / "pictures" / who
     files = [root / f"{i:04d}.png" for i in range(len(orders))]
@@ -96,7 +100,7 @@ def _paint_once(who: str, models: Models, orders: list[painter.Order], config: E
                     models,
                     orders[batch],
                     steps=config.steps,
-                    guidance_scale=config.guidance_scale,
+                    guidance_scale=guidance_scale,
                     batch_size=config.batch_size,
                 )
                 for file, picture in zip(files[batch], painted, strict=True):

@@ -12,23 +12,23 @@ from dovetail.edges import pixels, tensors
 from dovetail.edges.folders import Artifact, Desk, write_bytes, write_json, write_records
 from dovetail.edges.models import Models
 from dovetail.engines import painter
-from dovetail.records import Example, LatentRow
+from dovetail.records import Example, Hints, LatentRow
 
 BATCH = 16
-REHEARSAL_STEPS, REHEARSAL_GUIDANCE, REHEARSAL_SEED = 20, 4.0, 50_000
+REHEARSAL_STEPS, REHEARSAL_SEED = 20, 50_000
 
 
-def process(dataset: Artifact, base: Artifact, models: Models, config: Processing, shipped: list[str], desk: Desk) -> None:
+def process(dataset: Artifact, base: Artifact, models: Models, config: Processing, hints: Hints, desk: Desk) -> None:
     """Dataset -> `latents.safetensors` (moments of every view), `captions.safetensors` (text states) and `records.jsonl`.
 
-    `shipped` are the prompts of other things that came with the base: what it paints of them is learnt along.
+    What the base paints of the prompts of other things that came with it (`hints.rehearsal`) is learnt along.
     """
     examples = dataset.records(Example)
     side = config.resolution or models.resolution
     recipe = {"side": side, "centre": config.centre_crop, "flip": config.random_flip, "vae": _part_digest(base, "vae/")}
     rows = [_row(example, recipe) for example in examples]
     moments = _moments(rows, examples, dataset.folder / "dataset", models, config, side, desk)
-    prompts = list(config.rehearsal_prompts) or shipped
+    prompts = list(config.rehearsal_prompts) or hints.rehearsal
     rehearsed = [prompts[i % len(prompts)] for i in range(config.rehearsal_pictures)] if prompts else []
     captions = sorted({"", *(e.caption for e in examples), *rehearsed})
     write_bytes(desk.folder / "latents.safetensors", tensors.to_bytes(moments))
@@ -36,10 +36,10 @@ def process(dataset: Artifact, base: Artifact, models: Models, config: Processin
     write_json(desk.folder / "captions.json", captions)
     write_json(desk.folder / "resolution.json", {"side": side, "cut_captions": _cut(captions, models)})
     if rehearsed:
-        asked = digests.of_data([base.content, rehearsed, REHEARSAL_SEED, side])
+        asked = digests.of_data([base.content, rehearsed, hints.guidance_scale, REHEARSAL_SEED, side])
         write_bytes(
             desk.folder / "rehearsal.safetensors",
-            tensors.to_bytes({"latents": _rehearsal(rehearsed, asked, side, models, desk)}),
+            tensors.to_bytes({"latents": _rehearsal(rehearsed, asked, side, hints.guidance_scale, models, desk)}),
         )
         write_json(desk.folder / "rehearsal.json", {"asked": asked, "captions": rehearsed})
     write_records(desk.folder / "records.jsonl", rows)
@@ -106,7 +106,7 @@ def _cut(captions: list[str], models: Models) -> list[str]:
     return [c for c, ids in zip(captions, lengths, strict=True) if len(ids) > models.tokenizer.model_max_length]
 
 
-def _rehearsal(prompts: list[str], asked: str, side: int, models: Models, desk: Desk) -> Tensor:
+def _rehearsal(prompts: list[str], asked: str, side: int, guidance_scale: float, models: Models, desk: Desk) -> Tensor:
     """Scaled latents (prompts, c, h, w) that the base paints; an earlier artifact's are used again."""
     for artifact in desk.before:
         file = artifact.folder / "rehearsal.json"
@@ -119,7 +119,7 @@ def _rehearsal(prompts: list[str], asked: str, side: int, models: Models, desk: 
             orders,
             side=side // models.pixels_per_latent,
             steps=REHEARSAL_STEPS,
-            guidance_scale=REHEARSAL_GUIDANCE,
+            guidance_scale=guidance_scale,
             batch_size=BATCH,
             on_batch=lambda n: advance(n, ""),
         )

@@ -53,10 +53,10 @@ def publish(
     }  # fmt: skip
     write_bytes(root / "README.md", cards.model_card(facts).encode())
     for name in sorted(
-        f for f in base.manifest.files if "/" not in f and f.upper().startswith(("LICENSE", "LICENCE", "NOTICE"))
+        f for f in base.manifest.files if "/" not in f and f.upper().startswith(("LICENSE", "LICENCE", "HINTS.JSON"))
     ):
         link_or_copy(base.folder / name, root / name)
-    write_bytes(root / "NOTICE", _notice(base_name, examples).encode())
+    write_bytes(root / "NOTICE", _notice(base_name, base, examples).encode())
     sums = digest_folder(root)
     write_bytes(root / "SHA256SUMS", "".join(f"{sha}  {name}\n" for name, sha in sums.items()).encode())
     number = digests.of_files(sums)[:12]
@@ -119,11 +119,12 @@ def _provenance(
     }
 
 
-def _notice(base_name: str, examples: list[Example]) -> str:
+def _notice(base_name: str, base: Artifact, examples: list[Example]) -> str:
     lines = [
         f"This model was made from {base_name} by changing the weights of its U-Net.",
         "",
         "It was tuned on pictures by:",
     ]
     lines += [f"- {author} ({licence}), {n} pictures" for licence, author, n in cards.licence_rows(examples)]
-    return "\n".join(lines) + "\n"
+    own = base.folder / "NOTICE"
+    return "\n".join([*lines, *(["", own.read_text(encoding="utf-8").strip()] if own.exists() else [])]) + "\n"

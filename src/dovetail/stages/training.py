@@ -9,14 +9,14 @@ from dovetail.edges.folders import Artifact, Desk, write_bytes, write_json
 from dovetail.edges.models import Models
 from dovetail.engines import learner, painter
 from dovetail.errors import BadInputError
-from dovetail.records import LatentRow
+from dovetail.records import Hints, LatentRow
 
-SAMPLES, SAMPLE_STEPS, SAMPLE_GUIDANCE, SAMPLE_SEED = 6, 20, 4.0, 300
+SAMPLES, SAMPLE_STEPS, SAMPLE_SEED = 6, 20, 300
 
 
-def train(latents: Artifact, models: Models, embedded: bool, config: Training, desk: Desk) -> None:
+def train(latents: Artifact, models: Models, hints: Hints, config: Training, desk: Desk) -> None:
     """Latents -> `weights.safetensors` (averaged), the curve, sample grids at fixed seeds, a loss plot."""
-    rate = learner.default_learning_rate(config, embedded)
+    rate = _rate(config, hints)
     rows = latents.records(LatentRow)
     material = learner.read_material(latents)
     if not material.train:
@@ -27,7 +27,7 @@ def train(latents: Artifact, models: Models, embedded: bool, config: Training, d
 
     def sample(step: int) -> None:
         orders = [painter.Order(prompt=p, seed=SAMPLE_SEED + i) for i, p in enumerate(prompts)]
-        painted = painter.paint(models, orders, steps=SAMPLE_STEPS, guidance_scale=SAMPLE_GUIDANCE)
+        painted = painter.paint(models, orders, steps=SAMPLE_STEPS, guidance_scale=hints.guidance_scale)
         write_bytes(desk.folder / "samples" / f"step-{step:07d}.png", pixels.png(pixels.grid(painted, len(painted))))
 
     if not (desk.folder / "samples" / f"step-{0:07d}.png").exists():
@@ -46,6 +46,11 @@ def train(latents: Artifact, models: Models, embedded: bool, config: Training, d
         },
     )  # fmt: skip
     shutil.rmtree(desk.folder / "checkpoints")
+
+
+def _rate(config: Training, hints: Hints) -> float:
+    """The learning rate asked for, else the one that came with the base."""
+    return config.learning_rate or (hints.learning_rate_full if config.method == "full" else hints.learning_rate_lora)
 
 
 def _sample_prompts(rows: list[LatentRow]) -> list[str]:
