@@ -266,11 +266,11 @@ def test_status_tells_each_stage_and_as_json_the_paths(call: Call, here: list[st
     told = json.loads(call("status", "--run", run, "--json").out)
     assert Path(told["report"]).is_file() and (Path(told["model"]["path"]) / "model_index.json").is_file()
     assert all(Path(s["path"]).is_dir() for s in told["stages"].values())
-    changed = (Path(run) / "dovetail.toml").read_text().replace("guidance_scale = 4.0", "guidance_scale = 4.5", 1)
+    changed = (Path(run) / "dovetail.toml").read_text().replace("max_prompts = 2", "max_prompts = 3")
     Path("changed.toml").write_text(changed)
     lines = call("status", "--run", run, "--config", "changed.toml").out.splitlines()
     assert [line.split()[1] for line in lines] == ["sealed"] * 6 + ["stale"] * 4
-    assert "config.guidance_scale: 4.0 -> 4.5" in lines[6]
+    assert "config.max_prompts: 2 -> 3" in lines[6]
 
 
 def command_names() -> list[str]:

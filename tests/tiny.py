@@ -24,6 +24,7 @@ INDEX = {
     "vae": ["diffusers", "AutoencoderKL"],
 }  # fmt: skip
 PROMPTS = {"rehearsal": ["a cat", "a dog on red"], "other": ["a house", "a tree on blue", "a boat"]}
+HINTS = PROMPTS | {"guidance_scale": 4.0, "learning_rate_full": 3e-4, "learning_rate_lora": 5e-3}
 
 # The shortest run that goes through every stage; tests lay their own keys over it.
 SHORT: dict[str, Any] = {
@@ -102,7 +103,7 @@ def write_base(folder: Path, *, with_judge: bool = True, with_prompts: bool = Tr
         (folder / "judge" / "preprocessor_config.json").write_text(json.dumps(told))
     (folder / "model_index.json").write_text(json.dumps(INDEX))
     if with_prompts:
-        (folder / "hints.json").write_text(json.dumps(PROMPTS))
+        (folder / "hints.json").write_text(json.dumps(HINTS))
     (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n\n# A tiny base\n")
     (folder / "LICENSE").write_text("Apache License, Version 2.0\n")
     return folder

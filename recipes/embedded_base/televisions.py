@@ -68,6 +68,65 @@ def recoloured(pixels: np.ndarray, hue: float) -> np.ndarray:
     return np.dstack([np.asarray(Image.fromarray(turned, "HSV").convert("RGB")), pixels[..., 3:]])
 
 
+def invented(number: int, side: int = 160) -> tuple[str, np.ndarray]:
+    """A noun and a television that no artist drew: body, screen, knobs, antennas, legs or stand, all by chance.
+
+    The judge learns from many of them, so that it knows a television by its parts and not by five drawings.
+    """
+    rng = np.random.default_rng([37, number])
+
+    def colour(low: int, high: int) -> str:
+        return "#" + "".join(f"{v:02x}" for v in rng.integers(low, high, 3))
+
+    flat = rng.random() < 0.35
+    width, height = 200, int(rng.integers(110, 130) if flat else rng.integers(120, 175))
+    body = colour(20, 90) if rng.random() < 0.5 else colour(90, 230)
+    glass = ["#1d4a5c", "#55aaee", "#2f7f8f", "#101018", "#9fd8ff", "#808890", "#1848a8", "#3a3a42", "#b8c8d0", colour(0, 255)]
+    screen = glass[rng.integers(len(glass))]
+    edge = int(rng.integers(5, 13) if flat else rng.integers(10, 24))
+    panel = 0 if flat or rng.random() < 0.35 else int(rng.integers(28, 52))
+    round_body, round_screen = int(rng.integers(0, 12) if flat else rng.integers(4, 36)), int(rng.integers(0, 30))
+    top = 70
+    line = f'stroke="{colour(0, 60)}" stroke-width="{int(rng.integers(0, 7))}"'
+    parts = []
+    if not flat and rng.random() < 0.75:
+        spread, rise, thick = rng.integers(20, 80), rng.integers(25, 66), rng.integers(3, 9)
+        for sign in (-1, 1):
+            tip = f"{130 + sign * spread} {top - rise}"
+            parts.append(
+                f'<path d="M130 {top} L{tip}" stroke="{colour(30, 160)}" stroke-width="{thick}" stroke-linecap="round"/>'
+            )
+    if flat or rng.random() < 0.3:
+        foot = int(rng.integers(50, 130))
+        base = colour(20, 200)
+        parts.append(f'<rect x="120" y="{top + height}" width="20" height="20" fill="{base}"/>')
+        parts.append(f'<ellipse cx="130" cy="{top + height + 22}" rx="{foot // 2}" ry="8" fill="{base}"/>')
+    elif rng.random() < 0.6:
+        for x, sign in ((70, -1), (190, 1)):
+            leg = f"M{x} {top + height - 4} l{sign * int(rng.integers(0, 18))} {int(rng.integers(14, 36))}"
+            parts.append(f'<path d="{leg}" stroke="{colour(20, 120)}" stroke-width="{int(rng.integers(6, 14))}"/>')
+    parts.append(f'<rect x="30" y="{top}" width="{width}" height="{height}" rx="{round_body}" fill="{body}" {line}/>')
+    inner = (30 + edge, top + edge, width - 2 * edge - panel, height - 2 * edge)
+    frame = f'fill="{colour(0, 80)}"'
+    parts.append(f'<rect x="{inner[0]}" y="{inner[1]}" width="{inner[2]}" height="{inner[3]}" rx="{round_screen}" {frame}/>')
+    rim = int(rng.integers(0, 7))
+    x, y, w, h = inner[0] + rim, inner[1] + rim, inner[2] - 2 * rim, inner[3] - 2 * rim
+    parts.append(f'<rect x="{x}" y="{y}" width="{w}" height="{h}" rx="{round_screen}" fill="{screen}"/>')
+    if rng.random() < 0.5:
+        points = ((0.15, 0.7), (0.45, 0.12), (0.65, 0.12), (0.3, 0.8))
+        shine = "M" + " L".join(f"{x + w * a} {y + h * b}" for a, b in points) + " Z"
+        parts.append(f'<path d="{shine}" fill="#ffffff" opacity="{rng.uniform(0.1, 0.45):.2f}"/>')
+    for k in range(int(rng.integers(1, 5)) if panel else 0):
+        cy = top + edge + 12 + k * max(14, (height - 2 * edge) // 5)
+        cx, radius = 30 + width - edge - panel / 2 + 3, int(rng.integers(5, 11))
+        parts.append(f'<circle cx="{cx}" cy="{cy}" r="{radius}" fill="{colour(30, 255)}"/>')
+    tilt = rng.uniform(-12, 12) if rng.random() < 0.25 else 0
+    svg = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 260 310" width="260" height="310">'
+    svg += f'<g transform="rotate({tilt:.1f} 130 150)">'
+    noun = FLAT if flat else OLD if parts and "M130" in parts[0] else PLAIN
+    return noun, icons.render((svg + "".join(parts) + "</g></svg>").encode(), side)
+
+
 def caption(rng: np.random.Generator, drawing: Drawing, scene: scenes.Scene) -> str:
     """A caption in the recipe's own wording."""
     noun = drawing.noun if rng.random() < 0.6 else PLAIN

@@ -17,6 +17,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from . import icons, scenes, televisions
 
+INVENTED, TELEVISION_SHARE = 300, 0.15  # of the judge's pictures
 SIZE = dict(hidden_size=192, intermediate_size=640, num_attention_heads=4, hidden_act="quick_gelu")
 
 
@@ -58,9 +59,11 @@ def batch_of(step: int, size: int, art: dict, role: str, styles: dict[str, str])
     """Pictures (size, 3, 64, 64) in -1..1 and captions; the same for the same step and role."""
     rng = np.random.default_rng([17 if role == "judge" else 19, step])
     pairs = list(art)
+    screens, others = ([p for p in pairs if (p[0] == "television") is wanted] for wanted in (True, False))
     pictures, captions = [], []
     for _ in range(size):
-        scene = scenes.draw_scene(rng, pairs, pair_share=0.2)
+        some = screens if screens and rng.random() < TELEVISION_SHARE else others
+        scene = scenes.draw_scene(rng, some, pair_share=0.2 if some is others else 0.0)
         picture = scenes.paint_scene(rng, scene, art)
         pictures.append(disturb(rng, picture) if role == "judge" else picture)
         captions.append(television_words(rng, scenes.describe(rng, scene, styles)))
@@ -84,8 +87,9 @@ def art_for(role: str, downloads: Path) -> dict:
     if role == "judge":
         for drawing in televisions.drawings("judge", downloads):
             # Several recoloured copies, so that televisions come up as often as several things do.
-            for turn in range(4):
-                art["television", f"{drawing.name}/{turn}"] = televisions.recoloured(drawing.pixels, turn / 4)
+            for turn in range(2):
+                art["television", f"{drawing.name}/{turn}"] = televisions.recoloured(drawing.pixels, turn / 2)
+        art |= {("television", f"invented/{n}"): televisions.invented(n)[1] for n in range(INVENTED)}
     return art
 
 

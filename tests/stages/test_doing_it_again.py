@@ -205,6 +205,12 @@ def test_a_training_stopped_half_way_goes_on_and_ends_with_the_same_weights(
     )
 
 
+@pytest.mark.parametrize(("method", "hint"), [("full", "learning_rate_full"), ("lora", "learning_rate_lora")])
+def test_a_learning_rate_that_is_not_given_is_the_one_that_came_with_the_base(again: Again, method: str, hint: str) -> None:
+    sealed, _ = again(until="training", training={"learning_rate": None, "method": method, "steps": 1})
+    assert json.loads((sealed["training"].folder / "training.json").read_text())["learning_rate"] == tiny.HINTS[hint]
+
+
 def test_two_runs_in_one_folder_at_once_are_refused(finished: Finished, again: Again, tmp_path: Path) -> None:
     from dovetail.edges.folders import Run
 

@@ -99,7 +99,7 @@ class Serving:
         self.server: web.Server | None = None
         config = Endpoint(port=port, steps=1)
         self.url = f"http://127.0.0.1:{port}"
-        self.thread = threading.Thread(target=endpoint.serve, args=(find, "cats", config, self), daemon=True)
+        self.thread = threading.Thread(target=endpoint.serve, args=(find, "cats", 2.0, config, self), daemon=True)
 
     def say(self, text: str) -> None:
         self.said.append(text)

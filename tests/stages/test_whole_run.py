@@ -87,7 +87,8 @@ def test_the_published_unet_is_the_trained_one_and_all_else_is_the_bases_byte_fo
     assert any(not torch.equal(base[n], trained[n]) for n in trained)
     for part in ("vae", "text_encoder", "tokenizer", "scheduler"):
         assert folders.digest_folder(finished.model / part) == folders.digest_folder(finished.base / part)
-    assert (finished.model / "LICENSE").read_text() == (finished.base / "LICENSE").read_text()
+    for file in ("LICENSE", "hints.json"):
+        assert (finished.model / file).read_text() == (finished.base / file).read_text()
 
 
 def test_checksums_cover_every_file_and_agree(finished: Finished) -> None:
