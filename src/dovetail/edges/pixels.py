@@ -62,7 +62,7 @@ def decode(data: bytes, background: tuple[int, int, int]) -> Decoded:
             and image.format == "uchar"
             and image.bands == 3
             and image.interpretation in ("srgb", "rgb")
-            and "icc-profile-data" not in fields
+            and not {"icc-profile-data", "palette", "palette-bit-depth"} & set(fields)
         )
         suffix = {"pngload_buffer": ".png", "jpegload_buffer": ".jpg", "webpload_buffer": ".webp"}.get(
             image.get("vips-loader"), ".png"
