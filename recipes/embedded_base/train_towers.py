@@ -17,7 +17,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from . import icons, scenes, televisions
 
-INVENTED, TELEVISION_SHARE = 300, 0.15  # of the judge's pictures
+INVENTED, TELEVISION_SHARE = 300, 0.3  # of the judge's pictures
 SIZE = dict(hidden_size=192, intermediate_size=640, num_attention_heads=4, hidden_act="quick_gelu")
 
 
