@@ -28,7 +28,7 @@ def hints() -> dict[str, object]:
         "rehearsal": rehearsal,
         "other": other,
         "guidance_scale": 2.5,
-        "learning_rate_full": 2e-4,
+        "learning_rate_full": 4e-4,
         "learning_rate_lora": 2e-3,
     }
 

@@ -14,17 +14,18 @@ OPENCLIPART = Path("/usr/share/openclipart/svg")  # Debian package openclipart-s
 PUBLIC_DOMAIN = "Public domain (Open Clip Art Library)"
 OLD, FLAT, PLAIN = "old television with antennas", "flat-screen television", "television"
 
-# name: (role, noun of the caption, where from, author); a drawing stands on one side only.
+# name: (role, noun of the caption, where from, author); a drawing stands on one side only. Two are spare: at 64 pixels
+# one looks like an arch and the other like a grey slab.
 DRAWINGS = {
     "noto-television": ("tuning", OLD, ("noto", "television"), "Google Inc"),
     "fluent-television": ("tuning", OLD, ("fluent-emoji-flat", "television"), "Microsoft Corporation"),
     "twemoji-television": ("tuning", OLD, ("twemoji", "television"), "Twitter and contributors"),
-    "flat-theme-tv": ("tuning", OLD, "computer/icons/flat-theme/device/tv.svg", "Danny Allen"),
+    "flat-theme-tv": ("spare", OLD, "computer/icons/flat-theme/device/tv.svg", "Danny Allen"),
     "lemon-theme-tv": ("tuning", OLD, "computer/icons/lemon-theme/devices/tv.svg", "Jose Hevia"),
     "televisore": ("tuning", PLAIN, "recreation/televisore_telecomando_a_01.svg", "Architetto Francesco Rollandin"),
     "flat-screen": ("tuning", FLAT, "computer/hardware/flat_screen_gino_rivera_01.svg", "Gino Rivera"),
     "lcd": ("tuning", FLAT, "computer/hardware/lcd_monitor_the_structor_.svg", "The Structorr"),
-    "tft-screen": ("tuning", FLAT, "computer/tft_screen_zazou.svg", "zazou"),
+    "tft-screen": ("spare", FLAT, "computer/tft_screen_zazou.svg", "zazou"),
     "fxemoji-television": ("judge", OLD, ("fxemoji", "television"), "Mozilla"),
     "television-thorp": ("judge", PLAIN, "electronics/television_alexander_d.__01.svg", "Alexander D. Thorp"),
     "tv-zazou": ("judge", PLAIN, "computer/tv_zazou.svg", "zazou"),
@@ -136,7 +137,7 @@ def caption(rng: np.random.Generator, drawing: Drawing, scene: scenes.Scene) -> 
     return opening + what + scenes.background_words(rng, scene)
 
 
-def write_examples(downloads: Path, out: Path, copies: int = 10, side: int = 128) -> None:
+def write_examples(downloads: Path, out: Path, copies: int = 14, side: int = 128) -> None:
     """The tuning set: every tuning drawing on `copies` backgrounds, with captions, authors and licences."""
     out.mkdir(parents=True, exist_ok=True)
     rows = []

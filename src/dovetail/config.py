@@ -66,7 +66,7 @@ class Training(Table):
     """Teach the U-Net."""
 
     method: Literal["full", "lora"] = "full"
-    steps: int = Field(600, gt=0, description="optimizer steps")
+    steps: int = Field(900, gt=0, description="optimizer steps")
     batch_size: int = Field(16, gt=0, description="pictures a forward pass")
     gradient_accumulation_steps: int = Field(1, gt=0)
     learning_rate: float | None = Field(
@@ -83,9 +83,9 @@ class Training(Table):
     caption_dropout: float = Field(0.1, ge=0, lt=1)
     mixed_precision: Literal["bf16", "fp16", "no"] = "bf16"
     gradient_checkpointing: bool = False
-    checkpoint_every: int = Field(100, gt=0, description="optimizer steps")
-    held_out_every: int = Field(100, gt=0, description="optimizer steps between held-out losses")
-    sample_every: int = Field(200, gt=0, description="optimizer steps between sample grids")
+    checkpoint_every: int = Field(150, gt=0, description="optimizer steps")
+    held_out_every: int = Field(150, gt=0, description="optimizer steps between held-out losses")
+    sample_every: int = Field(300, gt=0, description="optimizer steps between sample grids")
     seed: int = 0
 
 
