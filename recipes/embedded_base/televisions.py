@@ -14,15 +14,15 @@ OPENCLIPART = Path("/usr/share/openclipart/svg")  # Debian package openclipart-s
 PUBLIC_DOMAIN = "Public domain (Open Clip Art Library)"
 OLD, FLAT, PLAIN = "old television with antennas", "flat-screen television", "television"
 
-# name: (role, noun of the caption, where from, author); a drawing stands on one side only. Two are spare: at 64 pixels
-# one looks like an arch and the other like a grey slab.
+# name: (role, noun of the caption, where from, author); a drawing stands on one side only. Three are spare: at
+# 64 pixels they turn into an arch, a grey slab and a grey blur.
 DRAWINGS = {
     "noto-television": ("tuning", OLD, ("noto", "television"), "Google Inc"),
     "fluent-television": ("tuning", OLD, ("fluent-emoji-flat", "television"), "Microsoft Corporation"),
     "twemoji-television": ("tuning", OLD, ("twemoji", "television"), "Twitter and contributors"),
     "flat-theme-tv": ("spare", OLD, "computer/icons/flat-theme/device/tv.svg", "Danny Allen"),
     "lemon-theme-tv": ("tuning", OLD, "computer/icons/lemon-theme/devices/tv.svg", "Jose Hevia"),
-    "televisore": ("tuning", PLAIN, "recreation/televisore_telecomando_a_01.svg", "Architetto Francesco Rollandin"),
+    "televisore": ("spare", PLAIN, "recreation/televisore_telecomando_a_01.svg", "Architetto Francesco Rollandin"),
     "flat-screen": ("tuning", FLAT, "computer/hardware/flat_screen_gino_rivera_01.svg", "Gino Rivera"),
     "lcd": ("tuning", FLAT, "computer/hardware/lcd_monitor_the_structor_.svg", "The Structorr"),
     "tft-screen": ("spare", FLAT, "computer/tft_screen_zazou.svg", "zazou"),

@@ -121,7 +121,9 @@ def main() -> None:
     started = time.time()
     for step in range(first, args.steps):
         for group in optimizer.param_groups:
-            group["lr"] = args.lr * min(1, (step + 1) / 150) * float(0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * step / args.steps)))
+            group["lr"] = (
+                args.lr * min(1, (step + 1) / 150) * float(0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * step / args.steps)))
+            )
         pixels, captions = batch_of(step, args.batch, art, args.role, styles)
         logits = similarity(model, tokenizer, pixels, captions)
         target = torch.arange(len(captions))

@@ -66,7 +66,9 @@ def main() -> None:
     started = time.time()
     for step in range(first, args.steps):
         for group in optimizer.param_groups:
-            group["lr"] = args.lr * min(1, (step + 1) / 100) * float(0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * step / args.steps)))
+            group["lr"] = (
+                args.lr * min(1, (step + 1) / 100) * float(0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * step / args.steps)))
+            )
         loss, _ = loss_of(vae, batch_of(step, args.batch, art, pairs))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
