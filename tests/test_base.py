@@ -96,7 +96,7 @@ def test_the_prompts_that_ship_are_of_things_it_learnt_and_the_two_lists_have_no
 def test_drawings_to_tune_on_and_drawings_of_the_judge_come_from_different_sources() -> None:
     sources = {role: {d[2] for d in televisions.DRAWINGS.values() if d[0] == role} for role in ("tuning", "judge")}
     assert len(sources["tuning"]) >= 6 and len(sources["judge"]) >= 4 and not sources["tuning"] & sources["judge"]
-    assert {d[0] for d in televisions.DRAWINGS.values()} == {"tuning", "judge"}
+    assert {d[0] for d in televisions.DRAWINGS.values()} <= {"tuning", "judge", "spare"}
 
 
 def test_the_set_that_the_judge_alone_sees_is_not_the_generators() -> None:
