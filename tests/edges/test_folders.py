@@ -1,5 +1,6 @@
 """The run folder: sealed or not there, whole or not there, one process at a time."""
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -85,20 +86,22 @@ def test_linked_files_hold_the_same_bytes_and_are_not_written_twice(tmp_path: Pa
     assert (tmp_path / "deep" / "b").read_bytes() == b"x"
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def small_files() -> Iterator[None]:
-    """The system refuses to write files of more than 1,000 bytes."""
+    """The system refuses to write files of more than 1,000 bytes; for a moment only, since pytest may write to a file too."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    signal.signal(signal.SIGXFSZ, handler)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
-def test_a_write_that_fails_half_way_leaves_the_old_file_and_no_litter(tmp_path: Path, small_files: None) -> None:
+def test_a_write_that_fails_half_way_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None:
     folders.write_bytes(tmp_path / "file", b"old")
-    with pytest.raises(StoreError, match="file"):
+    with pytest.raises(StoreError, match="file"), small_files():
         folders.write_bytes(tmp_path / "file", b"x" * 5000)
     assert (tmp_path / "file").read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
