@@ -124,7 +124,7 @@ def serving(two_versions: Registry, monkeypatch: pytest.MonkeyPatch) -> Iterator
         made.append(self)
 
     monkeypatch.setattr(web.Server, "__init__", keeping)
-    served = Serving(endpoint.registry_finder(two_versions, "cats"))
+    served = Serving(lambda: two_versions.find("cats"))
     served.thread.start()
     served.until("answers at")
     yield served

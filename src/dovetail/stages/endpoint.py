@@ -14,7 +14,6 @@ from dovetail.edges import models as model_edge
 from dovetail.edges import pixels
 from dovetail.edges.folders import Artifact, Desk, Showing, write_bytes, write_json
 from dovetail.edges.models import Models
-from dovetail.edges.registry import Registry
 from dovetail.engines import painter
 from dovetail.errors import EndpointError
 from dovetail.records import Example, Hints
@@ -107,8 +106,3 @@ def _follow(
         except Exception as error:  # whatever is wrong with the next version, the one in force serves on
             refused = version
             show.say(f"still serving {name} {studio.engine.version}: {error}")
-
-
-def registry_finder(registry: Registry, name: str) -> Callable[[], tuple[Path, str]]:
-    """What `serve` follows for a registry name: the release in force."""
-    return lambda: registry.find(name)
