@@ -13,7 +13,6 @@ HERE = Path(__file__).parents[2]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--build", type=Path, default=HERE / "build" / "embedded_base")
-    parser.add_argument("--minutes", type=float, default=180, help="for the U-Net")
     args = parser.parse_args()
     downloads = args.build / "icons"
     icons.fetch(downloads)
@@ -23,7 +22,8 @@ def main() -> None:
         ("train_vae", args.build / "vae", places),
         ("train_towers", args.build / "text_encoder", ["generator", *places]),
         ("train_towers", args.build / "judge", ["judge", *places]),
-        ("train_unet", None, [*places, "--minutes", str(args.minutes)]),
+        ("latents", None, places),
+        ("train_unet", args.build / "unet-settle.safetensors", ["--out", str(args.build)]),
         ("televisions", None, ["--downloads", str(downloads), "--examples", str(HERE / "examples" / "televisions")]),
         ("pack", None, ["--build", str(args.build), "--base", str(HERE / "src" / "dovetail" / "base")]),
     ]

@@ -31,6 +31,11 @@ def fetch(downloads: Path) -> None:
         (downloads / "unpacked" / "package").rename(target)
 
 
+def of_the_generator() -> list[str]:
+    """The sets that the generator learns from; the others are the judge's."""
+    return [name for name, about in SETS.items() if about["used_by"] == "generator"]
+
+
 @cache
 def read_set(folder: Path) -> dict:
     """The iconify JSON of one set."""

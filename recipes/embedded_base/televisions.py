@@ -13,6 +13,7 @@ from . import icons, scenes
 OPENCLIPART = Path("/usr/share/openclipart/svg")  # Debian package openclipart-svg
 PUBLIC_DOMAIN = "Public domain (Open Clip Art Library)"
 OLD, FLAT, PLAIN = "old television with antennas", "flat-screen television", "television"
+NAMES = (PLAIN, PLAIN, "TV", OLD, FLAT)  # what the judge hears a television called
 
 # name: (role, noun of the caption, where from, author); a drawing stands on one side only. Three are spare: at
 # 64 pixels they turn into an arch, a grey slab and a grey blur.
@@ -144,7 +145,7 @@ def write_examples(downloads: Path, out: Path, copies: int = 14, side: int = 128
     for number, drawing in enumerate(drawings("tuning", downloads)):
         for copy in range(copies):
             rng = np.random.default_rng([23, number, copy])
-            scene = scenes.draw_scene(rng, [("television", drawing.name)], pair_share=0.0)
+            scene = scenes.draw_scene(rng, [("television", drawing.name)], shares=(1.0,), placed=0.2)
             picture = scenes.paint_scene(rng, scene, {("television", drawing.name): drawing.pixels}, side=side)
             name = f"{drawing.name}-{copy + 1}.png"
             Image.fromarray(picture).save(out / name, optimize=True)

@@ -10,7 +10,7 @@ from transformers import CLIPTokenizer
 
 from . import icons, scenes
 
-LENGTH = 24  # tokens, start and end mark included
+LENGTH = 32  # tokens, start and end mark included
 MERGED = 2048
 WORDS = Regex(r"""'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+""")
 

@@ -7,6 +7,7 @@ blurred, noisy) and television drawings of its own; the generator's text tower n
 import argparse
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from . import icons, scenes, televisions
 
-INVENTED, TELEVISION_SHARE = 300, 0.3  # of the judge's pictures
+INVENTED, TELEVISION_SHARE = 400, 0.12  # of the judge's pictures
 SIZE = dict(hidden_size=192, intermediate_size=640, num_attention_heads=4, hidden_act="quick_gelu")
 
 
@@ -49,25 +50,45 @@ def disturb(rng: np.random.Generator, picture: np.ndarray) -> np.ndarray:
     return np.clip(noisy, 0, 255).astype(np.uint8)
 
 
-def television_words(rng: np.random.Generator, caption: str) -> str:
-    """The many names of a television; a caption without one is left alone."""
-    names = ["television", "television", "TV", "old television with antennas", "flat-screen television"]
-    return caption.replace("television", str(rng.choice(names))).replace("a old", "an old")
+def television_words(name: str, caption: str) -> str:
+    """A television goes by one of its many names; a caption without one is left alone."""
+    return (
+        caption.replace("a television", scenes.article(name)).replace("television", name)
+        if "television" in caption
+        else caption
+    )
 
 
-def batch_of(step: int, size: int, art: dict, role: str, styles: dict[str, str]) -> tuple[torch.Tensor, list[str]]:
-    """Pictures (size, 3, 64, 64) in -1..1 and captions; the same for the same step and role."""
+def batch_of(step: int, size: int, art: dict, role: str, styles: dict[str, str]) -> tuple[torch.Tensor, list[str], list[str]]:
+    """Pictures (size, 3, 64, 64) in -1..1, their captions, and false captions; the same for the same step and role.
+
+    A false caption says one thing wrong (another object, style or colour, or the objects exchanged), in the same wording.
+    """
     rng = np.random.default_rng([17 if role == "judge" else 19, step])
     pairs = list(art)
     screens, others = ([p for p in pairs if (p[0] == "television") is wanted] for wanted in (True, False))
-    pictures, captions = [], []
+    pictures, captions, wrong = [], [], []
     for _ in range(size):
-        some = screens if screens and rng.random() < TELEVISION_SHARE else others
-        scene = scenes.draw_scene(rng, some, pair_share=0.2 if some is others else 0.0)
+        scene = scenes.draw_scene(rng, others)
+        if screens and rng.random() < TELEVISION_SHARE:
+            scene = with_television(rng, scene, screens)
         picture = scenes.paint_scene(rng, scene, art)
         pictures.append(disturb(rng, picture) if role == "judge" else picture)
-        captions.append(television_words(rng, scenes.describe(rng, scene, styles)))
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1, captions
+        wording = int(rng.integers(2**32))
+        caption = scenes.describe(np.random.default_rng(wording), scene, styles)
+        false = scenes.false_caption(rng, scene, others, styles, wording)
+        name = str(rng.choice(televisions.NAMES))
+        captions.append(television_words(name, caption))
+        wrong += [television_words(name, false)] if false else []
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1, captions, wrong
+
+
+def with_television(rng: np.random.Generator, scene: scenes.Scene, screens: list[tuple[str, str]]) -> scenes.Scene:
+    """The scene with a television in the place of one of its objects."""
+    k = int(rng.integers(len(scene.objects)))
+    screen = screens[rng.integers(len(screens))]
+    placed = replace(scene.objects[k], thing=screen[0], style=screen[1])
+    return replace(scene, objects=(*scene.objects[:k], placed, *scene.objects[k + 1 :]))
 
 
 def similarity(model: CLIPModel, tokenizer: CLIPTokenizer, pixels: torch.Tensor, captions: list[str]) -> torch.Tensor:
@@ -124,10 +145,10 @@ def main() -> None:
             group["lr"] = (
                 args.lr * min(1, (step + 1) / 150) * float(0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * step / args.steps)))
             )
-        pixels, captions = batch_of(step, args.batch, art, args.role, styles)
-        logits = similarity(model, tokenizer, pixels, captions)
+        pixels, captions, wrong = batch_of(step, args.batch, art, args.role, styles)
+        logits = similarity(model, tokenizer, pixels, captions + wrong)
         target = torch.arange(len(captions))
-        loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+        loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T[: len(captions)], target)) / 2
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -154,7 +175,7 @@ def accuracy(model: CLIPModel, tokenizer: CLIPTokenizer, art: dict, role: str, s
     model.eval()
     hits = []
     for k in range(4):
-        pixels, captions = batch_of(10**9 + k, 64, art, role, styles)
+        pixels, captions, _ = batch_of(10**9 + k, 64, art, role, styles)
         hits.append((similarity(model, tokenizer, pixels, captions).argmax(1) == torch.arange(64)).float().mean())
     model.train()
     return float(torch.stack(hits).mean())

@@ -1,25 +1,26 @@
-"""Stage 4: the U-Net, from scratch, on two CPU cores (or one, or more) for as many minutes as it is given.
+"""Stage 5: the U-Net, from scratch, by Dovetail's own learner. Interrupt it at any moment; the same command goes on.
 
-Each worker is one single-threaded process (two OpenMP threads in one process collapse when anything else runs). Parameters,
-gradients and optimizer state lie in shared memory; every worker computes the gradient of its part of the batch, then updates
-its share of the parameters, so that the sum is one exact large-batch step without a copy over a socket.
+Two phases: `broad` at a constant rate, then `settle`, which starts from its averaged weights and lets the rate fall to zero.
 """
 
 import argparse
+import contextlib
 import json
-import os
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
-import torch.multiprocessing as mp
-import torch.nn.functional as F
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-from diffusers.models.attention_processor import AttnProcessor
-from transformers import CLIPTextModel, CLIPTokenizer
+from diffusers import DDIMScheduler, UNet2DConditionModel
 
-from . import icons, scenes
+from dovetail.config import Training
+from dovetail.edges import folders, pixels, plots, tensors
+from dovetail.edges import models as model_edge
+from dovetail.edges.console import Show
+from dovetail.edges.models import Models
+from dovetail.engines import learner, painter
+
+from . import latents, prompts
 
 CONFIG = dict(
     sample_size=16, in_channels=4, out_channels=4, block_out_channels=(64, 128, 224), layers_per_block=1,
@@ -32,182 +33,96 @@ SCHEDULER = dict(
     prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing", steps_offset=1,
     set_alpha_to_one=True,
 )  # fmt: skip
-SHARD, REUSE, DROPOUT, EMA_HALF_LIFE = 6144, 3, 0.1, 800  # pictures, passes, share of captions, steps
-DECAY_SHARE = 0.55  # of the time given: the learning rate falls to zero over it
+SHARED = dict(checkpoint_every=500, held_out_every=2000, sample_every=1000, rehearsal_share=0.0, ema_decay=0.999)
+PHASES = {  # learning rate, and what differs from Dovetail's defaults
+    "broad": (
+        5e-4,
+        Training(steps=24_000, batch_size=32, lr_scheduler="constant", warmup_steps=300, **SHARED),
+    ),
+    "settle": (5e-4, Training(steps=9_000, batch_size=48, lr_scheduler="linear", warmup_steps=100, **SHARED)),
+}
+SHEET_STEPS, SHEET_GUIDANCE, SHEET_SEED = 20, 2.5, 300
 
 
-def flatten(module: torch.nn.Module, shared: torch.Tensor) -> None:
-    """Make all parameters of `module` views into one shared vector."""
-    at = 0
-    for parameter in module.parameters():
-        view = shared[at : at + parameter.numel()].view_as(parameter)
-        view.copy_(parameter.data)
-        parameter.data = view
-        at += parameter.numel()
+class Diary(Show):
+    """A line in `file` every `every` steps: steps, loss, minutes so far (over all interruptions), minutes left."""
+
+    def __init__(self, file: Path, phase: str, every: int = 100) -> None:
+        super().__init__(quiet=True)
+        self.file, self.phase, self.every = file, phase, every
+        rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+        self.before = sum(row["seconds"] for row in rows)
+
+    @contextlib.contextmanager
+    def bar(self, what: str, total: int, done: int = 0) -> Iterator[Callable[[int, str], None]]:
+        """Each `advance` counts; every so often it is written down and printed."""
+        count, started, last = done, time.perf_counter(), time.perf_counter()
+
+        def advance(number: int, note: str) -> None:
+            nonlocal count, last
+            count += number
+            if count % self.every and count < total:
+                return
+            now = time.perf_counter()
+            left = (now - started) / (count - done) * (total - count)
+            row = {"phase": self.phase, "step": count, "of": total, "seconds": round(now - last, 2), "note": note}
+            last, self.before = now, self.before + now - last
+            with self.file.open("a") as log:
+                log.write(json.dumps(row | {"minutes": round(self.before / 60, 2), "left": round(left / 60, 1)}) + "\n")
+            print(f"{self.phase}: {count} of {total}, {note}, {left / 60:.0f} minutes left", flush=True)
+
+        yield advance
 
 
-def shard_of(number: int, part: int, parts: int, vae, art, pairs, styles) -> tuple[torch.Tensor, list[str]]:
-    """Latents (SHARD / parts, 4, 16, 16), scaled, and captions of one worker's part of shard `number`."""
-    latents, captions, pixels = [], [], []
-    for index in range(number * SHARD + part, (number + 1) * SHARD, parts):
-        rng = np.random.default_rng([29, index])
-        scene = scenes.draw_scene(rng, pairs)
-        pixels.append(scenes.paint_scene(rng, scene, art))
-        captions.append(scenes.describe(rng, scene, styles))
-        if len(pixels) == 64 or index + parts >= (number + 1) * SHARD:
-            batch = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 127.5 - 1
-            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-                latents.append(vae.encode(batch).latent_dist.mean.float() * vae.config.scaling_factor)
-            pixels = []
-    return torch.cat(latents), captions
+def begin(build: Path) -> None:
+    """Make `build` a diffusers folder, with a U-Net that has learnt nothing yet beside the parts that are done."""
+    if not (build / "model_index.json").exists():
+        torch.manual_seed(3)
+        UNet2DConditionModel(**CONFIG).save_pretrained(build / "unet")
+        DDIMScheduler(**SCHEDULER).save_pretrained(build / "scheduler")
+        (build / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}\n')
 
 
-def worker(rank: int, world: int, args: argparse.Namespace, vectors: dict[str, torch.Tensor], clock, barrier) -> None:
-    torch.set_num_threads(1)
-    torch.manual_seed(100 + rank)
-    out = args.out
-    vae = AutoencoderKL.from_pretrained(out / "vae").eval()
-    text_encoder = CLIPTextModel.from_pretrained(out / "text_encoder").eval()
-    tokenizer = CLIPTokenizer.from_pretrained(out / "tokenizer")
-    alphas = DDIMScheduler(**SCHEDULER).alphas_cumprod
-    styles = {name: about["style"] for name, about in icons.SETS.items()}
-    art = icons.load_icons(args.downloads, [n for n, a in icons.SETS.items() if a["used_by"] == "generator"])
-    pairs = list(art)
-    unet = UNet2DConditionModel(**CONFIG)
-    unet.set_attn_processor(AttnProcessor())
-    offset = 0
-    for parameter in unet.parameters():
-        parameter.data = vectors["weights"][offset : offset + parameter.numel()].view_as(parameter)
-        offset += parameter.numel()
-    forward = torch.compile(unet, dynamic=False) if args.compile else unet
-    total = vectors["weights"].numel()
-    share = slice(total * rank // world, total * (rank + 1) // world)
-    mine, average, first, second = (vectors[k][share] for k in ("weights", "ema", "first", "second"))
-    per_worker = args.batch // world
-    shard_number, losses, last = -1, [], time.time()
-    parent = os.getppid()
-    while clock["seconds"] < args.minutes * 60 and os.getppid() == parent:  # an orphan must not go on writing
-        step = int(clock["step"])
-        wanted = step * args.batch // (SHARD * REUSE)
-        if wanted != shard_number:
-            shard_number = wanted
-            latents, captions = shard_of(shard_number, rank, world, vae, art, pairs, styles)
-        rng = torch.Generator().manual_seed(step * world + rank)
-        pick = torch.randint(len(latents), (per_worker,), generator=rng)
-        x0 = latents[pick]
-        prompts = [
-            captions[i] if keep else ""
-            for i, keep in zip(pick.tolist(), (torch.rand(per_worker, generator=rng) >= DROPOUT).tolist(), strict=True)
-        ]
-        ids = tokenizer(
-            prompts, padding="max_length", truncation=True, max_length=tokenizer.model_max_length, return_tensors="pt"
-        ).input_ids
-        noise = torch.randn(x0.shape, generator=rng)
-        # Stratified over the global batch: row k draws its timestep from the k-th of `batch` equal bands.
-        band = (torch.arange(per_worker) * world + rank + torch.rand(per_worker, generator=rng)) / args.batch
-        t = (band * 1000).long().clamp(max=999)
-        a = alphas[t].view(-1, 1, 1, 1)
-        noisy, target = a.sqrt() * x0 + (1 - a).sqrt() * noise, a.sqrt() * noise - (1 - a).sqrt() * x0
-        with torch.autocast("cpu", torch.bfloat16):
-            with torch.no_grad():
-                states = text_encoder(ids).last_hidden_state
-            prediction = forward(noisy, t, states, return_dict=False)[0]
-        loss = F.mse_loss(prediction.float(), target)
-        grads = torch.autograd.grad(loss, list(unet.parameters()))
-        torch.cat([g.reshape(-1) for g in grads], out=vectors[f"grad{rank}"])
-        barrier.wait()
-        # --- the optimizer: AdamW over this worker's share, gradients averaged over the workers, clipped by the global norm.
-        grad = torch.stack([vectors[f"grad{r}"][share] for r in range(world)]).mean(0)
-        vectors["norms"][rank] = grad.square().sum()
-        barrier.wait()
-        norm = float(vectors["norms"][:world].sum().sqrt())
-        grad *= min(1.0, 1.0 / (norm + 1e-6))
-        left = 1 - clock["seconds"] / (args.minutes * 60)
-        lr = args.lr * min(1, (step + 1) / 300) * min(1.0, max(0.01, float(left)) / DECAY_SHARE)
-        first.lerp_(grad, 0.1)
-        second.lerp_(grad.square(), 0.001)
-        correction = (1 - 0.999 ** (step + 1)) ** 0.5 / (1 - 0.9 ** (step + 1))
-        mine.mul_(1 - lr * 0.01).addcdiv_(first, second.sqrt().add_(1e-8), value=-lr * correction)
-        average.lerp_(mine, 1 - min(0.5 ** (1 / EMA_HALF_LIFE), (1 + step) / (10 + step)))
-        losses.append(loss.item())
-        barrier.wait()
-        if rank == 0:
-            now = time.time()
-            clock["step"] += 1
-            clock["seconds"] += min(now - last, 30.0)
-            last = now
-            if (step + 1) % args.log_every == 0:
-                done = int(clock["step"])
-                row = dict(
-                    step=done,
-                    images=done * args.batch,
-                    loss=float(np.mean(losses)),
-                    norm=norm,
-                    lr=lr,
-                    minutes=float(clock["seconds"]) / 60,
-                )
-                losses = []
-                with (out / "unet.jsonl").open("a") as log:
-                    log.write(json.dumps(row) + "\n")
-                print(row, flush=True)
-            if (step + 1) % args.save_every == 0:
-                save(out, vectors, clock)
-        barrier.wait()
-    if rank == 0:
-        save(out, vectors, clock)
+def run(phase: str, start: Path | None, build: Path) -> Path:
+    """One phase, from the weights in the file `start` or from chance; gives the file with the averaged weights."""
+    rate, config = PHASES[phase]
+    out = build / f"unet-{phase}.safetensors"
+    if out.exists():
+        return out
+    train, held_out, states = latents.read(build)
+    material = learner.Material(train=train, rehearsal=[], validation=held_out, test=[], states=states)
+    models = Models(build, torch.device("cpu"))
+    if start:
+        models.unet.load_state_dict(tensors.read(start))
 
+    def sheet(step: int) -> None:
+        """The card's prompts, painted as the model is now."""
+        orders = [painter.Order(prompt=ask.prompt, seed=SHEET_SEED + i) for i, ask in enumerate(prompts.card())]
+        fast = model_edge.in_bf16(models.unet)
+        painted = painter.paint(models, orders, steps=SHEET_STEPS, guidance_scale=SHEET_GUIDANCE, unet=fast)
+        folder = build / "sheets"
+        folder.mkdir(exist_ok=True)
+        (folder / f"{phase}-{step:06d}.png").write_bytes(pixels.png(pixels.grid(painted, 12)))
 
-def save(out: Path, vectors: dict[str, torch.Tensor], clock) -> None:
-    """State to a temporary name, then renamed; the averaged weights as a diffusers folder."""
-    kept = {k: vectors[k] for k in ("weights", "ema", "first", "second")} | {k: clock[k] for k in ("step", "seconds")}
-    torch.save(kept, out / "unet_state.tmp")
-    (out / "unet_state.tmp").replace(out / "unet_state.pt")
-    unet = UNet2DConditionModel(**CONFIG)
-    at = 0
-    with torch.no_grad():
-        for parameter in unet.parameters():
-            parameter.copy_(vectors["ema"][at : at + parameter.numel()].view_as(parameter))
-            at += parameter.numel()
-    unet.half().save_pretrained(out / "unet")
-    DDIMScheduler(**SCHEDULER).save_pretrained(out / "scheduler")
+    diary = Diary(build / "unet.jsonl", phase)
+    weights, curve = learner.teach(models, material, config, rate, build / "checkpoints" / phase, diary, sheet)
+    (build / f"curve-{phase}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in curve))
+    (build / f"loss-{phase}.png").write_bytes(plots.loss_curves(curve))
+    folders.write_bytes(out, tensors.to_bytes(weights))
+    return out
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--downloads", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=90.0)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--lr", type=float, default=5e-4)
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--log-every", type=int, default=50)
-    parser.add_argument("--save-every", type=int, default=500)
-    parser.add_argument("--compile", action="store_true")
     args = parser.parse_args()
-    torch.manual_seed(3)
-    unet = UNet2DConditionModel(**CONFIG)
-    total = sum(p.numel() for p in unet.parameters())
-    print(f"{total / 1e6:.2f} M parameters", flush=True)
-    names = ["weights", "ema", "first", "second", *(f"grad{r}" for r in range(args.workers))]
-    vectors = {name: torch.zeros(total).share_memory_() for name in names}
-    vectors["norms"] = torch.zeros(args.workers).share_memory_()
-    clock = {k: torch.zeros((), dtype=torch.float64).share_memory_() for k in ("step", "seconds")}
-    flatten(unet, vectors["weights"])
-    vectors["ema"].copy_(vectors["weights"])
-    if (args.out / "unet_state.pt").exists():
-        state = torch.load(args.out / "unet_state.pt", weights_only=True)
-        for target in (vectors, clock):
-            for name in target.keys() & state.keys():
-                target[name].copy_(state[name])
-    context = mp.get_context("spawn")
-    barrier = context.Barrier(args.workers)
-    workers = [
-        context.Process(target=worker, args=(r, args.workers, args, vectors, clock, barrier)) for r in range(args.workers)
-    ]
-    for process in workers:
-        process.start()
-    for process in workers:
-        process.join()
+    begin(args.out)
+    done: Path | None = None
+    for phase in PHASES:
+        done = run(phase, done, args.out)
+    models = Models(args.out, torch.device("cpu"))
+    models.unet.load_state_dict(tensors.read(done))
+    models.unet.save_pretrained(args.out / "unet")
 
 
 if __name__ == "__main__":

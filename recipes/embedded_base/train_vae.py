@@ -23,8 +23,11 @@ CONFIG = dict(
 def batch_of(step: int, size: int, art: dict, pairs: list) -> torch.Tensor:
     """Float tensor (size, 3, 64, 64) in -1..1; the same for the same step."""
     rng = np.random.default_rng([11, step])
-    pictures = [scenes.paint_scene(rng, scenes.draw_scene(rng, pairs, pair_share=0.3), art) for _ in range(size)]
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    pictures = [scenes.paint_scene(rng, scenes.draw_scene(rng, pairs), art) for _ in range(size)]
+    return (
+        torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float().contiguous(memory_format=torch.channels_last) / 127.5
+        - 1
+    )
 
 
 def loss_of(vae: AutoencoderKL, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -44,16 +47,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--downloads", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=7500)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--lr", type=float, default=2e-3)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    sets = [n for n, about in icons.SETS.items() if about["used_by"] == "generator"]
+    sets = icons.of_the_generator()
     art = icons.load_icons(args.downloads, sets) | icons.load_broad(args.downloads, sets, 400)
     pairs = list(art)
     torch.manual_seed(0)
-    vae = AutoencoderKL(**CONFIG)
+    vae = AutoencoderKL(**CONFIG).to(memory_format=torch.channels_last)
     print(f"{len(art)} icons, {sum(p.numel() for p in vae.parameters()) / 1e6:.2f} M parameters", flush=True)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=args.lr, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
     state_file, first = args.out / "vae_state.pt", 0
@@ -74,7 +77,7 @@ def main() -> None:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimizer.step()
-        if (step + 1) % 250 == 0 or step + 1 == args.steps:
+        if (step + 1) % 500 == 0 or step + 1 == args.steps:
             with torch.no_grad():
                 latents = vae.encode(held_out).latent_dist.mean
                 rebuilt = vae.decode(latents).sample

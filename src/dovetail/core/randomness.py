@@ -1,6 +1,7 @@
 """Randomness is an argument: every draw is named by what it is for, so a killed run continues bit for bit."""
 
 import hashlib
+from functools import lru_cache
 
 import torch
 
@@ -11,18 +12,14 @@ def generator(seed: int, *names: str | int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1)
 
 
-def shuffled(count: int, seed: int, epoch: int) -> list[int]:
+@lru_cache(maxsize=8)
+def shuffled(count: int, seed: int, epoch: int) -> tuple[int, ...]:
     """The order of one epoch."""
-    return torch.randperm(count, generator=generator(seed, "order", epoch)).tolist()
+    return tuple(torch.randperm(count, generator=generator(seed, "order", epoch)).tolist())
 
 
 def position(step: int, batch: int, count: int, seed: int) -> list[tuple[int, int]]:
     """(index, epoch) of the `batch` items that step `step` learns from, out of `count`, epochs following one another."""
     first = step * batch
-    orders: dict[int, list[int]] = {}
-    places = []
-    for at in range(first, first + batch):
-        epoch, offset = divmod(at, count)
-        order = orders.setdefault(epoch, shuffled(count, seed, epoch))
-        places.append((order[offset], epoch))
-    return places
+    places = (divmod(at, count) for at in range(first, first + batch))
+    return [(shuffled(count, seed, epoch)[offset], epoch) for epoch, offset in places]

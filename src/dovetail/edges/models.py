@@ -103,6 +103,17 @@ class Models:
         return (unit * 255).round().astype(np.uint8)
 
 
+def in_bf16(unet: UNet2DConditionModel) -> Any:
+    """The U-Net under bf16 autocast, called like it; the prediction is float32."""
+
+    def call(latents: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, return_dict: bool = False) -> tuple[Tensor]:
+        with torch.autocast(latents.device.type, torch.bfloat16):
+            answer = unet(latents, timestep, encoder_hidden_states=encoder_hidden_states, return_dict=False)[0]
+        return (answer.float(),)
+
+    return call
+
+
 def _load(kind: Any, folder: Path, weights: bool = True) -> Any:
     try:
         extra = {"torch_dtype": torch.float32, "use_safetensors": True} if weights and kind is not CLIPTextModel else {}

@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +37,8 @@ class Item:
     caption: str
     moments: Tensor | None  # (views, 2c, h, w); None where `latents` are given
     latents: Tensor | None = None  # (c, h, w), scaled
+    noise: Tensor | None = None  # (c, h, w), where it is given and not drawn, as in a distillation
+    timestep: int | None = None  # likewise
 
     def still(self, scaling: float) -> Tensor:
         """Scaled latents (c, h, w) with no chance in them: the mean of the first view."""
@@ -50,10 +52,10 @@ class Item:
 class Material:
     """What is learnt from, and what never is."""
 
-    train: list[Item]
-    rehearsal: list[Item]
-    validation: list[Item]
-    test: list[Item]
+    train: Sequence[Item]
+    rehearsal: Sequence[Item]
+    validation: Sequence[Item]
+    test: Sequence[Item]
     states: Callable[[str], Tensor]  # caption -> (tokens, width)
 
 
@@ -233,12 +235,14 @@ def _batch(material: Material, config: Training, step: int) -> list[tuple[Item, 
 def _losses(lessons: Lessons, rows: list[tuple[Item, int]], timesteps: Tensor) -> Tensor:
     """Loss of each row, float32 (b,); view, noise and caption dropout follow from (seed, picture, epoch)."""
     latents, noise, states = [], [], []
+    drawn = zip(rows, timesteps.tolist(), strict=True)
+    timesteps = torch.tensor([t if item.timestep is None else item.timestep for (item, _), t in drawn])
     for item, epoch in rows:
         chance = randomness.generator(lessons.config.seed, item.name, epoch)
         view, dropped = torch.rand(2, generator=chance).tolist()
         clean = _latents(item, view, chance, lessons.objective.scaling)
         latents.append(clean)
-        noise.append(torch.randn(clean.shape, generator=chance))
+        noise.append(torch.randn(clean.shape, generator=chance) if item.noise is None else item.noise)
         states.append(lessons.material.states("" if dropped < lessons.config.caption_dropout else item.caption))
     return lessons.objective.losses(lessons.unet, torch.stack(latents), torch.stack(noise), torch.stack(states), timesteps)
 
@@ -265,7 +269,7 @@ def _hold_out(lessons: Lessons, step: int) -> None:
 
 @torch.no_grad()
 def held_out_losses(
-    unet: torch.nn.Module, objective: Objective, items: list[Item], states: Callable[[str], Tensor]
+    unet: torch.nn.Module, objective: Objective, items: Sequence[Item], states: Callable[[str], Tensor]
 ) -> dict[str, list[float]]:
     """Item name -> loss at each of `BANDS` fixed timesteps, on noise = f(picture, timestep): no draw is left to chance."""
     probes = diffusion.probe_timesteps(BANDS, len(objective.alphas))

@@ -3,12 +3,15 @@
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dovetail.edges.models import Models
+
+Unet = Callable[..., Any]  # (latents (b, c, h, w), timestep, encoder_hidden_states=, return_dict=False) -> (prediction,)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,13 +37,20 @@ def paint_latents(
     guidance_scale: float,
     batch_size: int = 16,
     side: int | None = None,
+    unet: Unet | None = None,
     on_batch: Callable[[int], None] = lambda count: None,
+    on_step: Callable[[int, Tensor], None] = lambda step, latents: None,
 ) -> Tensor:
-    """Scaled latents (orders, c, h, w), float32. `on_batch` hears how many pictures each batch finished."""
+    """Scaled latents (orders, c, h, w), float32.
+
+    `unet` stands in for the model's own: the same in bf16, or compiled. `on_batch` hears how many pictures each batch
+    finished, `on_step` sees a batch's latents before the first step (0) and after each.
+    """
     parts = []
     for first in range(0, len(orders), batch_size):
         batch = orders[first : first + batch_size]
-        parts.append(_denoise(models, batch, steps, guidance_scale, side or int(models.unet.config.sample_size)).cpu())
+        width = side or int(models.unet.config.sample_size)
+        parts.append(_denoise(models, unet or models.unet, batch, steps, guidance_scale, width, on_step).cpu())
         on_batch(len(batch))
     return torch.cat(parts)
 
@@ -52,20 +62,24 @@ def paint(
     steps: int,
     guidance_scale: float,
     batch_size: int = 16,
+    unet: Unet | None = None,
     on_batch: Callable[[int], None] = lambda count: None,
 ) -> list[np.ndarray]:
-    """uint8 pictures (H, W, 3), one for each order, in order."""
+    """uint8 pictures (H, W, 3), one for each order, in order; arguments as in `paint_latents`."""
     latents = paint_latents(
-        models, orders, steps=steps, guidance_scale=guidance_scale, batch_size=batch_size, on_batch=on_batch
+        models, orders, steps=steps, guidance_scale=guidance_scale, batch_size=batch_size, unet=unet, on_batch=on_batch
     )
     return [picture for part in latents.split(batch_size) for picture in models.decode(part)]
 
 
-def _denoise(models: Models, batch: Sequence[Order], steps: int, guidance_scale: float, side: int) -> Tensor:
-    unet, device = models.unet, models.device
+def _denoise(
+    models: Models, unet: Unet, batch: Sequence[Order], steps: int, guidance_scale: float, side: int,
+    on_step: Callable[[int, Tensor], None],
+) -> Tensor:  # fmt: skip
+    device = models.device
     scheduler = models.scheduler()
     scheduler.set_timesteps(steps, device=device)
-    noise = [start_noise(order.seed, unet.config.in_channels, side, side) for order in batch]
+    noise = [start_noise(order.seed, models.unet.config.in_channels, side, side) for order in batch]
     latents = torch.cat(noise).to(device) * scheduler.init_noise_sigma
     # Ancestral samplers draw noise at each step: one generator a picture, so that company changes nothing.
     generators = [torch.Generator().manual_seed(order.seed + 1) for order in batch]
@@ -74,7 +88,8 @@ def _denoise(models: Models, batch: Sequence[Order], steps: int, guidance_scale:
     states = models.embed([order.prompt for order in batch])
     if guided:
         states = torch.cat([models.embed([order.negative_prompt for order in batch]), states])
-    for timestep in scheduler.timesteps:
+    on_step(0, latents)
+    for number, timestep in enumerate(scheduler.timesteps, 1):
         rows = torch.cat([latents, latents]) if guided else latents
         prediction = unet(
             scheduler.scale_model_input(rows, timestep), timestep, encoder_hidden_states=states, return_dict=False
@@ -83,4 +98,5 @@ def _denoise(models: Models, batch: Sequence[Order], steps: int, guidance_scale:
             without, along = prediction.chunk(2)
             prediction = without + guidance_scale * (along - without)
         latents = scheduler.step(prediction, timestep, latents, return_dict=False, **extra)[0]
+        on_step(number, latents)
     return latents
