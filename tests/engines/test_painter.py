@@ -1,5 +1,6 @@
 """The painter against diffusers' own pipeline, on the same weights."""
 
+import importlib.util
 import json
 import shutil
 from collections.abc import Callable
@@ -9,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from tiny import SIDE, write_base
+from tiny import SIDE, TOKENS, write_base
 
-from dovetail.edges.models import Models
+from dovetail.edges.models import Models, in_bf16
+from dovetail.edges.openvino import CompiledUNet
 from dovetail.engines import painter
 from dovetail.engines.painter import Order
+from dovetail.errors import ModelError
 
 CPU = torch.device("cpu")
 ORDERS = [
@@ -109,3 +112,39 @@ def test_a_larger_model_side_is_painted_at_that_side(tiny_base: Path, tmp_path: 
     config = json.loads((folder / "unet" / "config.json").read_text()) | {"sample_size": 12}
     (folder / "unet" / "config.json").write_text(json.dumps(config))
     assert painter.paint(Models(folder, CPU), ORDERS[:1], steps=1, guidance_scale=2.0)[0].shape == (48, 48, 3)
+
+
+def test_every_step_is_shown_and_the_last_one_is_the_answer(tiny_base: Path) -> None:
+    seen: list[tuple[int, torch.Tensor]] = []
+    painted = painter.paint_latents(
+        Models(tiny_base, CPU), ORDERS[:2], steps=3, guidance_scale=2.0, on_step=lambda n, x: seen.append((n, x))
+    )
+    assert [n for n, _ in seen] == [0, 1, 2, 3] and torch.equal(seen[-1][1], painted)
+    assert torch.equal(seen[0][1][0], painter.start_noise(3, 4, SIDE // 4, SIDE // 4)[0])
+
+
+def test_bf16_paints_nearly_the_same(tiny_base: Path) -> None:
+    models = Models(tiny_base, CPU)
+    exact, fast = (
+        painter.paint(models, ORDERS, steps=4, guidance_scale=3.0, unet=unet) for unet in (None, in_bf16(models.unet))
+    )
+    away = np.mean([np.abs(a.astype(int) - b.astype(int)).mean() for a, b in zip(exact, fast, strict=True)])
+    assert 0 < away < 6
+
+
+def test_the_compiled_engine_paints_nearly_the_same_and_company_changes_nothing(tiny_base: Path) -> None:
+    pytest.importorskip("openvino")
+    models = Models(tiny_base, CPU)
+    compiled = CompiledUNet(models.unet, TOKENS, threads=1)
+    exact = painter.paint(models, ORDERS, steps=4, guidance_scale=3.0)
+    fast = painter.paint(models, ORDERS, steps=4, guidance_scale=3.0, unet=compiled)
+    away = np.mean([np.abs(a.astype(int) - b.astype(int)).mean() for a, b in zip(exact, fast, strict=True)])
+    assert away < 6
+    alone = painter.paint(models, ORDERS[1:2], steps=4, guidance_scale=3.0, unet=compiled)[0]
+    assert apart(alone, fast[1]) <= 1
+
+
+def test_without_openvino_the_error_says_what_to_install(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ModelError, match=r"dovetail\[openvino\]"):
+        CompiledUNet(Models(tiny_base, CPU).unet, TOKENS)

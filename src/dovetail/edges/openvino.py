@@ -1,6 +1,7 @@
 """The fast engine on a CPU: the U-Net compiled by OpenVINO in bf16 (the extra `dovetail[openvino]`)."""
 
 import importlib.util
+import warnings
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,8 @@ class CompiledUNet:
             torch.zeros(2, dtype=torch.long),
             torch.zeros(2, tokens, self.config.cross_attention_dim),
         )
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the tracer's remarks on shapes that never change
             traced = openvino.convert_model(_Plain(unet), example_input=example)
         told = {"INFERENCE_PRECISION_HINT": "bf16", "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
         self._compiled = openvino.Core().compile_model(traced, "CPU", {k: v for k, v in told.items() if v})
