@@ -76,7 +76,9 @@ def test_given_noise_and_timestep_are_used_and_not_drawn(models: Models, tmp_pat
         )
         fresh = Models(models.folder, CPU)
         diary = train_unet.Diary(tmp_path / f"diary-{seed}.jsonl", "few")
-        found.append(learner.teach(fresh, material, settings, 1e-3, tmp_path / str(seed), diary, lambda step: None)[1][0]["loss"])
+        found.append(
+            learner.teach(fresh, material, settings, 1e-3, tmp_path / str(seed), diary, lambda step: None)[1][0]["loss"]
+        )
     assert found[0] == found[1]
 
 
