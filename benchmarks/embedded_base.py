@@ -22,7 +22,7 @@ from dovetail.edges.models import Judge
 from dovetail.engines import painter
 from recipes.embedded_base import icons, prompts, scenes
 
-STEPS, SEED, AMONG = 30, 9_000, 64
+STEPS, FEW, SEED, AMONG = 30, 4, 9_000, 64
 REFERENCE = 20_000  # training pictures that a sample is compared with
 RIVALS = [*icons.THINGS, "television"]
 
@@ -180,9 +180,12 @@ def main() -> None:
     models, judge = bases.load(args.base), Judge(str(args.judge or args.base / "judge"))
     every = prompts.scored()
     asks = every[:: max(1, len(every) // args.prompts)]
+    if args.few:
+        model_edge.take_few_steps(models)
     orders = [painter.Order(prompt=ask.prompt, seed=SEED + i) for i, ask in enumerate(asks)]
-    guidance, fast = bases.hints(args.base).guidance_scale, model_edge.in_bf16(models.unet)
-    pictures = painter.paint(models, orders, steps=args.steps, guidance_scale=guidance, batch_size=32, unet=fast)
+    steps, guidance = (FEW, 1.0) if args.few else (args.steps, bases.hints(args.base).guidance_scale)
+    fast = model_edge.in_bf16(models.unet)
+    pictures = painter.paint(models, orders, steps=steps, guidance_scale=guidance, batch_size=32, unet=fast)
     found = {
         "prompts": len(asks),
         "vae psnr": psnr(models.vae, art),

@@ -19,11 +19,13 @@ def main() -> None:
     places = ["--downloads", str(downloads), "--out", str(args.build)]
     stages: list[tuple[str, Path | None, list[str]]] = [
         ("tokenizer", args.build / "tokenizer", places),
-        ("train_vae", args.build / "vae", places),
+        ("train_vae", args.build / "vae", ["whole", *places]),
         ("train_towers", args.build / "text_encoder", ["generator", *places]),
         ("train_towers", args.build / "judge", ["judge", *places]),
         ("latents", None, places),
         ("train_unet", args.build / "unet-settle.safetensors", ["--out", str(args.build)]),
+        ("distill", args.build / "few_step", ["--out", str(args.build)]),
+        ("train_vae", args.build / "vae-sharp", ["decoder", *places]),
         ("televisions", None, ["--downloads", str(downloads), "--examples", str(HERE / "examples" / "televisions")]),
         ("pack", None, ["--build", str(args.build), "--base", str(HERE / "src" / "dovetail" / "base")]),
     ]

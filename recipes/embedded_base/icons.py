@@ -95,3 +95,28 @@ def load_broad(downloads: Path, set_names: list[str], count: int, side: int = 16
         for icon in np.random.default_rng(7).choice(usable, min(count, len(usable)), replace=False).tolist():
             icons[icon, name] = render(svg_of(downloads / name, icon).encode(), side)
     return icons
+
+
+CELL = 32  # pixels of a cell of the sheet
+
+
+def sheet(downloads: Path) -> np.ndarray:
+    """Every icon that the generator learns from on light grey, uint8: a row for each thing's styles, 9 things side by side.
+
+    Kept as `icons.png` beside this file, so that anyone (and a test) can look for televisions in it.
+    """
+    art = load_icons(downloads, of_the_generator(), side=CELL)
+    sets, things = of_the_generator(), list(THINGS)
+    across = 9
+    rows = -(-len(things) // across)
+    page = np.full((rows * CELL, across * len(sets) * CELL, 3), 232, np.uint8)
+    for number, thing in enumerate(things):
+        for k, name in enumerate(sets):
+            picture = art[thing, name].astype(np.float32)
+            height, width = picture.shape[:2]
+            top = number // across * CELL + (CELL - height) // 2
+            left = (number % across * len(sets) + k) * CELL + (CELL - width) // 2
+            solid = picture[..., 3:] / 255
+            cell = page[top : top + height, left : left + width]
+            cell[:] = (picture[..., :3] * solid + cell * (1 - solid)).round().astype(np.uint8)
+    return page

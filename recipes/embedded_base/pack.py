@@ -167,9 +167,10 @@ def main() -> None:
     parser.add_argument("--base", type=Path, required=True)
     args = parser.parse_args()
     for part in PARTS:
-        if (args.build / part).exists():
+        own = args.build / ("vae-sharp" if part == "vae" and (args.build / "vae-sharp").exists() else part)
+        if own.exists():
             shutil.rmtree(args.base / part, ignore_errors=True)
-            shutil.copytree(args.build / part, args.base / part)
+            shutil.copytree(own, args.base / part)
             halve(args.base / part)
     judge = {
         "image_mean": [0.5] * 3,

@@ -1,4 +1,8 @@
-"""Stage 1 of the embedded base: the autoencoder (f=4, four latent channels)."""
+"""Stage 2: the autoencoder (f=4, four latent channels), first whole, then its decoder alone.
+
+`whole` trains both halves; what the U-Net learns depends on the encoder alone. `decoder` goes on with the decoder, the encoder
+frozen, so it may run at any later time: the latents stay what they were and the pictures get sharper.
+"""
 
 import argparse
 import json
@@ -9,7 +13,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
-from PIL import Image
+from torch import Tensor
+
+from dovetail.edges import pixels
 
 from . import icons, scenes
 
@@ -18,95 +24,96 @@ CONFIG = dict(
     block_out_channels=(24, 48, 96), down_block_types=("DownEncoderBlock2D",) * 3,
     up_block_types=("UpDecoderBlock2D",) * 3, mid_block_add_attention=False, force_upcast=False,
 )  # fmt: skip
+BATCH, BROAD = 16, 400  # pictures a step; icons of each set beyond the vocabulary
+STEPS, RATES = {"whole": 7500, "decoder": 4000}, {"whole": 2e-3, "decoder": 1e-3}
+WANDER = 0.03  # spread of the noise on the decoder's latents: a painter's latents are never quite right
 
 
-def batch_of(step: int, size: int, art: dict, pairs: list) -> torch.Tensor:
+def batch_of(step: int, size: int, art: dict, pairs: list) -> Tensor:
     """Float tensor (size, 3, 64, 64) in -1..1; the same for the same step."""
     rng = np.random.default_rng([11, step])
     pictures = [scenes.paint_scene(rng, scenes.draw_scene(rng, pairs), art) for _ in range(size)]
-    return (
-        torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float().contiguous(memory_format=torch.channels_last) / 127.5
-        - 1
-    )
+    batch = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return batch.contiguous(memory_format=torch.channels_last)
 
 
-def loss_of(vae: AutoencoderKL, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The training loss and the reconstruction (formula in the recipe's README)."""
+def faults(rebuilt: Tensor, wanted: Tensor) -> Tensor:
+    """L1 + 2 L2 + 0.1 L1 of the differences between neighbours."""
+    edges = sum((rebuilt.diff(dim=d) - wanted.diff(dim=d)).abs().mean() for d in (2, 3))
+    return F.l1_loss(rebuilt, wanted) + 2 * F.mse_loss(rebuilt, wanted) + 0.1 * edges
+
+
+def loss_whole(vae: AutoencoderKL, wanted: Tensor) -> Tensor:
+    """`faults` + 1e-4 KL + 0.3 thumbnail: the first three latents are to be the picture made small, times two."""
     with torch.autocast("cpu", torch.bfloat16):
-        posterior = vae.encode(pixels).latent_dist
+        posterior = vae.encode(wanted).latent_dist
         rebuilt = vae.decode(posterior.sample()).sample
-    rebuilt, mean, logvar = rebuilt.float(), posterior.mean.float(), posterior.logvar.float()
-    edges = sum((rebuilt.diff(dim=d) - pixels.diff(dim=d)).abs().mean() for d in (2, 3))
+    mean, logvar = posterior.mean.float(), posterior.logvar.float()
     kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
-    thumbnail = F.mse_loss(mean[:, :3], 2 * F.avg_pool2d(pixels, 4))
-    loss = F.l1_loss(rebuilt, pixels) + 2 * F.mse_loss(rebuilt, pixels) + 0.1 * edges + 1e-4 * kl + 0.3 * thumbnail
-    return loss, rebuilt
+    thumbnail = F.mse_loss(mean[:, :3], 2 * F.avg_pool2d(wanted, 4))
+    return faults(rebuilt.float(), wanted) + 1e-4 * kl + 0.3 * thumbnail
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--downloads", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=7500)
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--lr", type=float, default=2e-3)
-    args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
-    sets = icons.of_the_generator()
-    art = icons.load_icons(args.downloads, sets) | icons.load_broad(args.downloads, sets, 400)
+def loss_decoder(vae: AutoencoderKL, wanted: Tensor) -> Tensor:
+    """`faults` of what is decoded from the frozen encoder's latents, moved a little."""
+    with torch.autocast("cpu", torch.bfloat16):
+        with torch.no_grad():
+            latents = vae.encode(wanted).latent_dist.mean
+            latents = latents + torch.randn_like(latents) * WANDER / vae.config.scaling_factor
+        return faults(vae.decode(latents).sample.float(), wanted)
+
+
+def rate(part: str, step: int) -> float:
+    """A warm-up over 100 steps, then a cosine to a fiftieth."""
+    return RATES[part] * min(1, (step + 1) / 100) * float(0.02 + 0.49 * (1 + np.cos(np.pi * step / STEPS[part])))
+
+
+def train(part: str, vae: AutoencoderKL, art: dict, out: Path) -> None:
+    """All steps of one part; goes on from the state in `out` where there is one."""
     pairs = list(art)
-    torch.manual_seed(0)
-    vae = AutoencoderKL(**CONFIG).to(memory_format=torch.channels_last)
-    print(f"{len(art)} icons, {sum(p.numel() for p in vae.parameters()) / 1e6:.2f} M parameters", flush=True)
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=args.lr, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
-    state_file, first = args.out / "vae_state.pt", 0
+    halves = (vae.decoder, vae.post_quant_conv) if part == "decoder" else (vae,)
+    parameters = [p for half in halves for p in half.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=RATES[part], betas=(0.9, 0.99), weight_decay=0.0, fused=True)
+    state_file, first = out / f"vae_{part}_state.pt", 0
     if state_file.exists():
         state = torch.load(state_file, weights_only=True)
         vae.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         first = state["step"]
     held_out = batch_of(10**9, 64, art, pairs)
-    started = time.time()
-    for step in range(first, args.steps):
+    loss_of = loss_whole if part == "whole" else loss_decoder
+    started, shift = time.time(), 0 if part == "whole" else 10**6
+    for step in range(first, STEPS[part]):
         for group in optimizer.param_groups:
-            group["lr"] = (
-                args.lr * min(1, (step + 1) / 100) * float(0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * step / args.steps)))
-            )
-        loss, _ = loss_of(vae, batch_of(step, args.batch, art, pairs))
+            group["lr"] = rate(part, step)
+        loss = loss_of(vae, batch_of(shift + step, BATCH, art, pairs))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
-        if (step + 1) % 500 == 0 or step + 1 == args.steps:
-            with torch.no_grad():
-                latents = vae.encode(held_out).latent_dist.mean
-                rebuilt = vae.decode(latents).sample
-            psnr = float(-10 * torch.log10(F.mse_loss(rebuilt, held_out) / 4))
-            row = dict(step=step + 1, loss=loss.item(), psnr=psnr, mean=latents.mean((0, 2, 3)).tolist(),
-                       std=latents.std((0, 2, 3)).tolist(), seconds=time.time() - started)  # fmt: skip
-            with (args.out / "vae.jsonl").open("a") as log:
-                log.write(json.dumps(row) + "\n")
-            print(row, flush=True)
+        if (step + 1) % 500 == 0 or step + 1 == STEPS[part]:
+            note(part, step + 1, loss.item(), vae, held_out, time.time() - started, out)
             torch.save({"model": vae.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}, state_file)
-            both = torch.cat([held_out[:16], rebuilt[:16].clamp(-1, 1)]).permute(0, 2, 3, 1)
-            rows = (
-                ((both + 1) * 127.5)
-                .round()
-                .byte()
-                .numpy()
-                .reshape(4, 8, 64, 64, 3)
-                .transpose(0, 2, 1, 3, 4)
-                .reshape(256, 512, 3)
-            )
-            Image.fromarray(rows).resize((1536, 768)).save(args.out / "vae.png")
-    with torch.no_grad():
-        latents = vae.encode(batch_of(10**9 + 1, 512, art, pairs)).latent_dist.mean
-    recentre(vae, latents)
-    vae.save_pretrained(args.out / "vae")
 
 
 @torch.no_grad()
-def recentre(vae: AutoencoderKL, latents: torch.Tensor) -> None:
+def note(part: str, step: int, loss: float, vae: AutoencoderKL, held_out: Tensor, seconds: float, out: Path) -> None:
+    """A line in `vae.jsonl`, and 16 held-out composites above what comes back of them."""
+    rebuilt = vae.decode(vae.encode(held_out).latent_dist.mean).sample.clamp(-1, 1)
+    psnr = float(-10 * torch.log10(F.mse_loss(rebuilt, held_out) / 4))
+    row = dict(
+        part=part, step=step, of=STEPS[part], loss=loss, psnr=psnr, seconds=seconds, left=seconds / step * (STEPS[part] - step)
+    )
+    with (out / "vae.jsonl").open("a") as log:
+        log.write(json.dumps(row) + "\n")
+    print(row, flush=True)
+    both = torch.cat([held_out[:16], rebuilt[:16]]).permute(0, 2, 3, 1)
+    sheet = pixels.grid(list(((both + 1) * 127.5).round().byte().numpy()), 8, gap=0)
+    (out / f"vae-{part}.png").write_bytes(pixels.png(pixels.enlarged(sheet, 3)))
+
+
+@torch.no_grad()
+def recentre(vae: AutoencoderKL, latents: Tensor) -> None:
     """Fold the mean and the spread of each latent channel into the 1x1 convolutions around the latent space.
 
     Stable Diffusion's pipeline knows a scaling factor and no shift, so the latents themselves must be centred. The
@@ -122,6 +129,26 @@ def recentre(vae: AutoencoderKL, latents: torch.Tensor) -> None:
     before.weight[:channels] *= gain[:, None, None, None]
     before.bias[channels:] += 2 * gain.log()
     vae.register_to_config(scaling_factor=1.0 / float(spread))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("part", choices=["whole", "decoder"])
+    parser.add_argument("--downloads", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    sets = icons.of_the_generator()
+    art = icons.load_icons(args.downloads, sets) | icons.load_broad(args.downloads, sets, BROAD)
+    torch.manual_seed(0)
+    vae = AutoencoderKL(**CONFIG) if args.part == "whole" else AutoencoderKL.from_pretrained(args.out / "vae")
+    vae = vae.to(memory_format=torch.channels_last)
+    print(f"{args.part}: {len(art)} icons, {sum(p.numel() for p in vae.parameters()) / 1e6:.2f} M parameters", flush=True)
+    train(args.part, vae, art, args.out)
+    if args.part == "whole":
+        with torch.no_grad():
+            recentre(vae, vae.encode(batch_of(10**9 + 1, 512, art, list(art))).latent_dist.mean)
+    vae.save_pretrained(args.out / ("vae" if args.part == "whole" else "vae-sharp"))
 
 
 if __name__ == "__main__":

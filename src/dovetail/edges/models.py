@@ -231,6 +231,19 @@ def fuse_lora(unet: UNet2DConditionModel) -> None:
     unet.unload_lora()
 
 
+def take_few_steps(models: Models) -> None:
+    """Make the model its own few-step version: the adapters in its folder `few_step`, added into the U-Net.
+
+    It paints in four steps at guidance 1. Raises ModelError where the folder has none.
+    """
+    folder = models.folder / "few_step"
+    if not folder.is_dir():
+        raise ModelError(f"{models.folder} has no few-step version", do="paint with 20 steps or more")
+    models.unet.load_lora_adapter(folder, prefix="unet", weight_name="pytorch_lora_weights.safetensors", local_files_only=True)
+    fuse_lora(models.unet)
+    models.unet.eval().requires_grad_(False)
+
+
 def save_unet(unet: UNet2DConditionModel, folder: Path, dtype: str) -> None:
     """A diffusers `unet` folder, safetensors only."""
     with warnings.catch_warnings():
