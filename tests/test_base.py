@@ -15,8 +15,9 @@ from tiny import pixels_of
 
 from dovetail import bases
 from dovetail.config import Evaluation
+from dovetail.edges.models import take_few_steps
 from dovetail.engines import painter
-from recipes.embedded_base import icons, scenes, televisions
+from recipes.embedded_base import icons, prompts, scenes, televisions
 
 BASE = bases.EMBEDDED
 FILES = sorted(p for p in BASE.rglob("*") if p.is_file())
@@ -62,6 +63,27 @@ def test_diffusers_opens_it_and_paints_what_the_painter_paints() -> None:
     assert ours.shape == (64, 64, 3) and np.abs(ours.astype(int) - np.asarray(image)).max() <= 2
 
 
+@pytest.mark.skipif(not (BASE / "few_step").is_dir(), reason="this version ships no few-step adapters")
+def test_diffusers_takes_the_few_step_adapters_and_paints_what_the_painter_paints() -> None:
+    pipe = StableDiffusionPipeline.from_pretrained(BASE, torch_dtype=torch.float32)
+    pipe.load_lora_weights(BASE / "few_step", local_files_only=True)
+    pipe.set_progress_bar_config(disable=True)
+    told = {"num_inference_steps": 4, "guidance_scale": 1.0, "generator": torch.Generator().manual_seed(1)}
+    image = pipe("a cat on a blue background", **told).images[0]
+    models = bases.load(BASE)
+    take_few_steps(models)
+    ours = painter.paint(models, [painter.Order(prompt="a cat on a blue background", seed=1)], steps=4, guidance_scale=1.0)[0]
+    assert np.abs(ours.astype(int) - np.asarray(image)).max() <= 2
+
+
+def test_the_card_lists_the_48_prompts_of_its_picture_and_the_scores() -> None:
+    card = (BASE / "README.md").read_text()
+    asked = [ask.prompt for ask in prompts.card()]
+    assert len(asked) == 48 and all(f"{i}. {prompt}\n" in card for i, prompt in enumerate(asked, 1))
+    assert pixels_of(BASE / "contact-sheet.png").shape == (4 * 68 - 4, 12 * 68 - 4, 3)
+    assert "one object" in card and all(thing in card for thing in icons.THINGS)
+
+
 def test_the_judge_takes_a_television_for_one_and_not_for_another_thing() -> None:
     """On the shipped pictures the own caption must come before the same words with another thing in the television's place."""
     judge = bases.judge(BASE, Evaluation())
@@ -84,6 +106,36 @@ def test_no_thing_of_the_generator_is_a_television_or_another_screen() -> None:
     assert not [
         t for t in icons.THINGS if {"television", "tv", "screen", "monitor", "laptop", "computer", "display"} & set(t.split())
     ]
+
+
+def cells() -> list[tuple[str, np.ndarray]]:
+    """(thing, picture) of every icon that the generator learnt from, as its sheet shows them."""
+    page, side = pixels_of(ROOT / "recipes" / "embedded_base" / "icons.png").astype(np.uint8), icons.CELL
+    places = [(r, c) for r in range(page.shape[0] // side) for c in range(page.shape[1] // side)]
+    names = [thing for thing in icons.THINGS for _ in icons.of_the_generator()]
+    shown = [page[r * side : (r + 1) * side, c * side : (c + 1) * side] for r, c in places[: len(names)]]
+    return list(zip(names, shown, strict=True))
+
+
+def test_the_sheet_of_icons_is_the_vocabulary() -> None:
+    shown = cells()
+    assert len(shown) == 3 * len(icons.THINGS) and all(picture.std() > 8 for _, picture in shown)
+
+
+def test_no_icon_that_the_generator_saw_is_a_television_to_the_judge_and_none_is_near_one() -> None:
+    """By picture: the judge takes none of them for a television, and each shipped drawing is nearer to another drawing."""
+    judge = bases.judge(BASE, Evaluation())
+    texts = judge.texts([scenes.article(t) for t in (*icons.THINGS, "television", "flat-screen television")])
+    shown = cells()
+    vectors = judge.pictures([picture for _, picture in shown])
+    taken = [name for (name, _), row in zip(shown, vectors @ texts.T, strict=True) if int(row.argmax()) >= len(icons.THINGS)]
+    assert len(taken) <= len(shown) // 100, Counter(taken)
+    rows = [json.loads(line) for line in (EXAMPLES / "metadata.jsonl").read_text().splitlines()]
+    screens = judge.pictures([pixels_of(EXAMPLES / row["file_name"]).astype(np.uint8) for row in rows])
+    others = torch.tensor([[a["group"] != b["group"] for b in rows] for a in rows])
+    to_drawings = (screens @ screens.T).masked_fill(~others, -1).amax(1)
+    to_icons = (screens @ vectors.T).amax(1)
+    assert (to_drawings > to_icons).float().mean() > 0.8
 
 
 def test_the_prompts_that_ship_are_of_things_it_learnt_and_the_two_lists_have_none_in_common() -> None:

@@ -56,7 +56,7 @@ class Diary(Show):
     @contextlib.contextmanager
     def bar(self, what: str, total: int, done: int = 0) -> Iterator[Callable[[int, str], None]]:
         """Each `advance` counts; every so often it is written down and printed."""
-        count, started, last = done, time.perf_counter(), time.perf_counter()
+        count, last = done, time.perf_counter()
 
         def advance(number: int, note: str) -> None:
             nonlocal count, last
@@ -64,7 +64,7 @@ class Diary(Show):
             if count % self.every and count < total:
                 return
             now = time.perf_counter()
-            left = (now - started) / (count - done) * (total - count)
+            left = (now - last) / self.every * (total - count)
             row = {"phase": self.phase, "step": count, "of": total, "seconds": round(now - last, 2), "note": note}
             last, self.before = now, self.before + now - last
             with self.file.open("a") as log:

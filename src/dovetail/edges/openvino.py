@@ -31,7 +31,7 @@ class _Plain(torch.nn.Module):
 class CompiledUNet:
     """Called like the U-Net it was made from: latents (b, c, h, w), timestep, states (b, tokens, width) -> prediction."""
 
-    def __init__(self, unet: torch.nn.Module, tokens: int, threads: int = 0) -> None:
+    def __init__(self, unet: Any, tokens: int, threads: int = 0) -> None:
         """Raises ModelError where OpenVINO is not installed. `threads` 0 means all cores."""
         if not installed():
             raise ModelError("OpenVINO is not installed", do="pip install 'dovetail[openvino]', or choose the torch engine")

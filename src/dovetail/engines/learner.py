@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -140,7 +141,7 @@ def teach(
     first = _resume(lessons, folder)
     if first == 0:
         _hold_out(lessons, 0)
-    seconds = time.perf_counter()
+    times: deque[float] = deque([time.perf_counter()], maxlen=50)
     with show.bar("training", config.steps, done=first) as advance, _stop_flag() as stopped:
         for step in range(first, config.steps):
             rate = schedules.learning_rate(step, config.steps, learning_rate, config.warmup_steps, config.lr_scheduler)
@@ -155,15 +156,17 @@ def teach(
                     on_sample(done)
             if done % config.checkpoint_every == 0 or done == config.steps or stopped.is_set():
                 _checkpoint(lessons, done, folder)
-            advance(1, f"loss {loss:.3f}  {_speed(config, step, first, seconds)}")
+            times.append(time.perf_counter())
+            advance(1, f"loss {loss:.3f}  {_speed(config, times)}")
             if stopped.is_set() and done < config.steps:
                 raise KeyboardInterrupt
     return dict(zip(lessons.names, (a.cpu() for a in lessons.average), strict=True)), lessons.curve
 
 
-def _speed(config: Training, step: int, first: int, started: float) -> str:
-    pictures = (step + 1 - first) * config.batch_size * config.gradient_accumulation_steps
-    return f"{pictures / (time.perf_counter() - started):.0f} pictures/s"
+def _speed(config: Training, times: Sequence[float]) -> str:
+    """Pictures a second over the latest steps; a pause long ago does not count."""
+    pictures = (len(times) - 1) * config.batch_size * config.gradient_accumulation_steps
+    return f"{pictures / (times[-1] - times[0]):.0f} pictures/s"
 
 
 def _prepare(models: Models, material: Material, config: Training) -> Lessons:
