@@ -18,7 +18,9 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from . import icons, scenes, televisions
 
-INVENTED, TELEVISION_SHARE = 400, 0.12  # of the judge's pictures
+INVENTED = 400  # televisions that the judge alone sees
+TELEVISION_GROUPS = 0.8  # share of the groups of different things that hold one
+GROUP = 8  # scenes told in the same words
 SIZE = dict(hidden_size=192, intermediate_size=640, num_attention_heads=4, hidden_act="quick_gelu")
 
 
@@ -52,35 +54,46 @@ def disturb(rng: np.random.Generator, picture: np.ndarray) -> np.ndarray:
 
 def television_words(name: str, caption: str) -> str:
     """A television goes by one of its many names; a caption without one is left alone."""
-    return (
-        caption.replace("a television", scenes.article(name)).replace("television", name)
-        if "television" in caption
-        else caption
-    )
+    parts = (scenes.article(name).join(part.split("a television")) for part in caption.split("big television"))
+    return f"big {name}".join(parts).replace("small television", f"small {name}")
 
 
 def batch_of(step: int, size: int, art: dict, role: str, styles: dict[str, str]) -> tuple[torch.Tensor, list[str], list[str]]:
     """Pictures (size, 3, 64, 64) in -1..1, their captions, and false captions; the same for the same step and role.
 
-    A false caption says one thing wrong (another object, style or colour, or the objects exchanged), in the same wording.
+    Scenes come in groups that differ in one fact alone, told in the same words: were all facts drawn anew, the background
+    would tell 64 captions apart and the thing would never be learnt. A false caption says one thing wrong.
     """
     rng = np.random.default_rng([17 if role == "judge" else 19, step])
-    pairs = list(art)
-    screens, others = ([p for p in pairs if (p[0] == "television") is wanted] for wanted in (True, False))
+    screens, others = ([p for p in art if (p[0] == "television") is wanted] for wanted in (True, False))
     pictures, captions, wrong = [], [], []
-    for _ in range(size):
-        scene = scenes.draw_scene(rng, others)
-        if screens and rng.random() < TELEVISION_SHARE:
-            scene = with_television(rng, scene, screens)
-        picture = scenes.paint_scene(rng, scene, art)
-        pictures.append(disturb(rng, picture) if role == "judge" else picture)
-        wording = int(rng.integers(2**32))
-        caption = scenes.describe(np.random.default_rng(wording), scene, styles)
-        false = scenes.false_caption(rng, scene, others, styles, wording)
-        name = str(rng.choice(televisions.NAMES))
-        captions.append(television_words(name, caption))
-        wrong += [television_words(name, false)] if false else []
+    while len(captions) < size:
+        wording, name = int(rng.integers(2**32)), str(rng.choice(televisions.NAMES))
+        for scene in group_of(rng, others, screens):
+            caption = television_words(name, scenes.describe(np.random.default_rng(wording), scene, styles))
+            if caption in captions or len(captions) == size:
+                continue
+            picture = scenes.paint_scene(rng, scene, art)
+            pictures.append(disturb(rng, picture) if role == "judge" else picture)
+            captions.append(caption)
+            false = scenes.false_caption(rng, scene, others, styles, wording)
+            wrong += [television_words(name, false)] if false else []
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1, captions, wrong
+
+
+def group_of(rng: np.random.Generator, others: list[tuple[str, str]], screens: list[tuple[str, str]]) -> list[scenes.Scene]:
+    """`GROUP` scenes that differ in a thing (most groups) or in one fact of any kind."""
+    first = scenes.draw_scene(rng, others)
+    kind = "thing" if rng.random() < 0.7 else None
+    screened = screens and kind == "thing" and rng.random() < TELEVISION_GROUPS
+    known = set(others)
+    found, tries = [with_television(rng, first, screens)] if screened else [first], 0
+    while len(found) < GROUP and tries < 4 * GROUP:
+        tries += 1
+        scene = scenes.altered(rng, first, others, kind)
+        if not scenes.held_out(scene) and scene not in found and all((o.thing, o.style) in known for o in scene.objects):
+            found.append(scene)
+    return found
 
 
 def with_television(rng: np.random.Generator, scene: scenes.Scene, screens: list[tuple[str, str]]) -> scenes.Scene:

@@ -1,6 +1,6 @@
 """Stage 5: the U-Net, from scratch, by Dovetail's own learner. Interrupt it at any moment; the same command goes on.
 
-Two phases: `broad` at a constant rate, then `settle`, which starts from its averaged weights and lets the rate fall to zero.
+Two phases: `rough` at a constant rate, then `settle`, which starts from its averaged weights and lets the rate fall to zero.
 """
 
 import argparse
@@ -34,12 +34,9 @@ SCHEDULER = dict(
     set_alpha_to_one=True,
 )  # fmt: skip
 SHARED = dict(checkpoint_every=500, held_out_every=2000, sample_every=1000, rehearsal_share=0.0, ema_decay=0.999)
-PHASES = {  # learning rate, and what differs from Dovetail's defaults
-    "broad": (
-        5e-4,
-        Training(steps=24_000, batch_size=32, lr_scheduler="constant", warmup_steps=300, **SHARED),
-    ),
-    "settle": (5e-4, Training(steps=9_000, batch_size=48, lr_scheduler="linear", warmup_steps=100, **SHARED)),
+PHASES = {  # learning rate, and what differs from Dovetail's defaults; each begins with the averaged weights of the one before
+    "rough": (5e-4, Training(steps=5_200, batch_size=32, lr_scheduler="constant", warmup_steps=300, **SHARED)),
+    "settle": (4e-4, Training(steps=30_000, batch_size=32, lr_scheduler="linear", warmup_steps=100, **SHARED)),
 }
 SHEET_STEPS, SHEET_GUIDANCE, SHEET_SEED = 20, 2.5, 300
 

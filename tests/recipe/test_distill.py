@@ -95,7 +95,7 @@ def test_lessons_are_read_by_place_and_in_slices() -> None:
 def test_the_diary_counts_the_minutes_of_all_sittings(tmp_path: Path) -> None:
     file = tmp_path / "unet.jsonl"
     for done in (0, 4):
-        with train_unet.Diary(file, "broad", every=2).bar("training", 8, done=done) as advance:
+        with train_unet.Diary(file, "rough", every=2).bar("training", 8, done=done) as advance:
             for _ in range(4):
                 advance(1, "loss 0.5")
     rows = [json.loads(line) for line in file.read_text().splitlines()]
