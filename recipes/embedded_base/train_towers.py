@@ -7,7 +7,7 @@ blurred, noisy) and television drawings of its own; the generator's text tower n
 import argparse
 import json
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +15,15 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageFilter
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+from transformers.models.clip.modeling_clip import CLIPOutput
 
 from . import icons, scenes, televisions
 
 INVENTED = 400  # televisions that the judge alone sees
 TELEVISION_GROUPS = 0.8  # share of the groups of different things that hold one
 GROUP = 8  # scenes told in the same words
+HEADS = 0.5  # weight of their loss
+KNOWN = [*icons.THINGS, "television"]
 SIZE = dict(hidden_size=192, intermediate_size=640, num_attention_heads=4, hidden_act="quick_gelu")
 
 
@@ -58,15 +61,42 @@ def television_words(name: str, caption: str) -> str:
     return f"big {name}".join(parts).replace("small television", f"small {name}")
 
 
-def batch_of(step: int, size: int, art: dict, role: str, styles: dict[str, str]) -> tuple[torch.Tensor, list[str], list[str]]:
-    """Pictures (size, 3, 64, 64) in -1..1, their captions, and false captions; the same for the same step and role.
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one step learns from."""
+
+    pixels: torch.Tensor  # (size, 3, 64, 64) in -1..1
+    captions: list[str]
+    wrong: list[str]  # false captions of some of the pictures
+    things: torch.Tensor  # (size, KNOWN): which things are there, each row adding up to one
+
+
+class Heads(torch.nn.Module):
+    """What is in the picture, read off either tower; thrown away when the training is over.
+
+    Without them the towers sort things by their colours: the text states of a panda and of a football were nearly the same.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pictures = torch.nn.Linear(SIZE["hidden_size"], len(KNOWN))
+        self.texts = torch.nn.Linear(SIZE["hidden_size"], len(KNOWN))
+
+    def forward(self, pooled: torch.Tensor, states: torch.Tensor, things: torch.Tensor) -> torch.Tensor:
+        """Cross-entropies of both, from the picture's pooled state and the mean of the caption's token states."""
+        told = states[: len(things)].float().mean(1)
+        return F.cross_entropy(self.pictures(pooled.float()), things) + F.cross_entropy(self.texts(told), things)
+
+
+def batch_of(step: int, size: int, art: dict, role: str, styles: dict[str, str]) -> Batch:
+    """The lessons of one step; the same for the same step and role.
 
     Scenes come in groups that differ in one fact alone, told in the same words: were all facts drawn anew, the background
     would tell 64 captions apart and the thing would never be learnt. A false caption says one thing wrong.
     """
     rng = np.random.default_rng([17 if role == "judge" else 19, step])
     screens, others = ([p for p in art if (p[0] == "television") is wanted] for wanted in (True, False))
-    pictures, captions, wrong = [], [], []
+    pictures, captions, wrong, things = [], [], [], []
     while len(captions) < size:
         wording, name = int(rng.integers(2**32)), str(rng.choice(televisions.NAMES))
         for scene in group_of(rng, others, screens):
@@ -76,9 +106,12 @@ def batch_of(step: int, size: int, art: dict, role: str, styles: dict[str, str])
             picture = scenes.paint_scene(rng, scene, art)
             pictures.append(disturb(rng, picture) if role == "judge" else picture)
             captions.append(caption)
+            here = {KNOWN.index(o.thing) for o in scene.objects}
+            things.append([(k in here) / len(here) for k in range(len(KNOWN))])
             false = scenes.false_caption(rng, scene, others, styles, wording)
             wrong += [television_words(name, false)] if false else []
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1, captions, wrong
+    pixels = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return Batch(pixels, captions, wrong, torch.tensor(things))
 
 
 def group_of(rng: np.random.Generator, others: list[tuple[str, str]], screens: list[tuple[str, str]]) -> list[scenes.Scene]:
@@ -104,14 +137,13 @@ def with_television(rng: np.random.Generator, scene: scenes.Scene, screens: list
     return replace(scene, objects=(*scene.objects[:k], placed, *scene.objects[k + 1 :]))
 
 
-def similarity(model: CLIPModel, tokenizer: CLIPTokenizer, pixels: torch.Tensor, captions: list[str]) -> torch.Tensor:
-    """Logits (pictures, captions)."""
+def compare(model: CLIPModel, tokenizer: CLIPTokenizer, pixels: torch.Tensor, captions: list[str]) -> CLIPOutput:
+    """Both towers' answers; `logits_per_image` is (pictures, captions)."""
     tokens = tokenizer(
         captions, padding="max_length", truncation=True, max_length=tokenizer.model_max_length, return_tensors="pt"
     )
     with torch.autocast("cpu", torch.bfloat16):
-        out = model(input_ids=tokens.input_ids, attention_mask=None, pixel_values=pixels)
-    return out.logits_per_image.float()
+        return model(input_ids=tokens.input_ids, attention_mask=None, pixel_values=pixels)
 
 
 def art_for(role: str, downloads: Path) -> dict:
@@ -132,7 +164,7 @@ def main() -> None:
     parser.add_argument("role", choices=["generator", "judge"])
     parser.add_argument("--downloads", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=2500)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=1e-3)
     args = parser.parse_args()
@@ -145,11 +177,14 @@ def main() -> None:
         f"{args.role}: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {len(art)} icons",
         flush=True,
     )
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=0.05, fused=True)
+    heads = Heads()
+    parameters = [*model.parameters(), *heads.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=args.lr, betas=(0.9, 0.98), weight_decay=0.05, fused=True)
     state_file, first = args.out / f"{args.role}_state.pt", 0
     if state_file.exists():
         state = torch.load(state_file, weights_only=True)
         model.load_state_dict(state["model"])
+        heads.load_state_dict(state["heads"])
         optimizer.load_state_dict(state["optimizer"])
         first = state["step"]
     started = time.time()
@@ -158,13 +193,15 @@ def main() -> None:
             group["lr"] = (
                 args.lr * min(1, (step + 1) / 150) * float(0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * step / args.steps)))
             )
-        pixels, captions, wrong = batch_of(step, args.batch, art, args.role, styles)
-        logits = similarity(model, tokenizer, pixels, captions + wrong)
-        target = torch.arange(len(captions))
-        loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T[: len(captions)], target)) / 2
+        batch = batch_of(step, args.batch, art, args.role, styles)
+        out = compare(model, tokenizer, batch.pixels, batch.captions + batch.wrong)
+        logits, target = out.logits_per_image.float(), torch.arange(args.batch)
+        loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T[: args.batch], target)) / 2
+        seen, read = out.vision_model_output.pooler_output, out.text_model_output.last_hidden_state
+        loss = loss + HEADS * heads(seen, read, batch.things)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         model.logit_scale.data.clamp_(max=4.6)
         if (step + 1) % 200 == 0 or step + 1 == args.steps:
@@ -173,7 +210,15 @@ def main() -> None:
             with (args.out / "towers.jsonl").open("a") as log:
                 log.write(json.dumps(row) + "\n")
             print(row, flush=True)
-            torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}, state_file)
+            torch.save(
+                {
+                    "model": model.state_dict(),
+                    "heads": heads.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "step": step + 1,
+                },
+                state_file,
+            )
     model.eval()
     if args.role == "judge":
         model.save_pretrained(args.out / "judge")
@@ -188,8 +233,9 @@ def accuracy(model: CLIPModel, tokenizer: CLIPTokenizer, art: dict, role: str, s
     model.eval()
     hits = []
     for k in range(4):
-        pixels, captions, _ = batch_of(10**9 + k, 64, art, role, styles)
-        hits.append((similarity(model, tokenizer, pixels, captions).argmax(1) == torch.arange(64)).float().mean())
+        batch = batch_of(10**9 + k, 64, art, role, styles)
+        logits = compare(model, tokenizer, batch.pixels, batch.captions).logits_per_image
+        hits.append((logits.argmax(1) == torch.arange(64)).float().mean())
     model.train()
     return float(torch.stack(hits).mean())
 
