@@ -23,7 +23,7 @@ def main() -> None:
         ("train_towers", args.build / "text_encoder", ["generator", *places]),
         ("train_towers", args.build / "judge", ["judge", *places]),
         ("latents", None, places),
-        ("train_unet", args.build / "unet-settle.safetensors", ["--out", str(args.build)]),
+        ("train_unet", None, ["--out", str(args.build)]),
         ("distill", args.build / "few_step", ["--out", str(args.build)]),
         ("train_vae", args.build / "vae-sharp", ["decoder", *places]),
         ("televisions", None, ["--downloads", str(downloads), "--examples", str(HERE / "examples" / "televisions")]),

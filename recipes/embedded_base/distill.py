@@ -24,6 +24,7 @@ from dovetail.edges.models import Models
 from dovetail.engines import learner, painter
 
 from . import latents, train_unet
+from .whole import whole
 
 TEACHER_STEPS, STEPS, GUIDANCE = 20, 4, 2.5
 PART, BATCH = 512, 32
@@ -128,12 +129,13 @@ def main() -> None:
         train=Steps(points[:cut], captions[:cut], alphas), rehearsal=[],
         validation=Steps(points[cut:], captions[cut:], alphas), test=[], states=states,
     )  # fmt: skip
-    diary = train_unet.Diary(args.out / "few.jsonl", "few")
+    diary = train_unet.Diary(args.out / "few.jsonl")
     weights, curve = learner.teach(models, material, CONFIG, RATE, args.out / "checkpoints" / "few", diary, lambda step: None)
     (args.out / "curve-few.jsonl").write_text("".join(json.dumps(row) + "\n" for row in curve))
     student = Models(args.out, torch.device("cpu"))
     model_edge.put_weights(student, weights, "lora", CONFIG.lora_rank, CONFIG.lora_alpha)
-    model_edge.lora_files(student.unet, args.out / "few_step")
+    with whole(args.out / "few_step") as folder:
+        model_edge.lora_files(student.unet, folder)
 
 
 if __name__ == "__main__":

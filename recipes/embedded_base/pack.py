@@ -143,7 +143,7 @@ def card(build: Path) -> str:
     vae, towers = rows(build / "vae.jsonl"), rows(build / "towers.jsonl")
     best = {r["role"]: r["top1"] for r in towers}
     hours = sum(r["seconds"] for name in ("unet", "few") for r in rows(build / f"{name}.jsonl")) / 3600
-    pictures = sum(config.steps * config.batch_size for _, config in train_unet.PHASES.values())
+    pictures = train_unet.LEARNING.steps * train_unet.LEARNING.batch_size
     art = "\n".join(f"| {a['package']} | {a['author']} | {a['licence']} | {a['used_by']} |" for a in icons.SETS.values())
     asked = "\n".join(f"{i}. {ask.prompt}" for i, ask in enumerate(prompts.card(), 1))
     return CARD.format(

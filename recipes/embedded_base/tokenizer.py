@@ -9,6 +9,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import CLIPTokenizer
 
 from . import icons, scenes
+from .whole import whole
 
 LENGTH = 32  # tokens, start and end mark included
 MERGED = 2048
@@ -61,7 +62,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     tokenizer = train(corpus(args.downloads))
-    tokenizer.save_pretrained(args.out / "tokenizer")
+    with whole(args.out / "tokenizer") as folder:
+        tokenizer.save_pretrained(folder)
     print(len(tokenizer), tokenizer.tokenize("a shaded drawing of an old television on a teal background, ünïcode 🙂 42"))
 
 

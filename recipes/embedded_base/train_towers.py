@@ -18,12 +18,14 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 from transformers.models.clip.modeling_clip import CLIPOutput
 
 from . import icons, scenes, televisions
+from .whole import whole
 
 INVENTED = 400  # televisions that the judge alone sees
 TELEVISION_GROUPS = 0.8  # share of the groups of different things that hold one
 GROUP = 8  # scenes told in the same words
 HEADS = 0.5  # weight of their loss
 KNOWN = [*icons.THINGS, "television"]
+JOINT = 128  # width of the space where pictures and texts meet
 SIZE = dict(hidden_size=192, intermediate_size=640, num_attention_heads=4, hidden_act="quick_gelu")
 
 
@@ -37,11 +39,11 @@ def build(tokenizer: CLIPTokenizer) -> CLIPModel:
             vocab_size=len(tokenizer),
             max_position_embeddings=tokenizer.model_max_length,
             num_hidden_layers=4,
-            projection_dim=128,
+            projection_dim=JOINT,
         )
     )
-    vision = SIZE | dict(image_size=scenes.SIDE, patch_size=8, num_hidden_layers=5, projection_dim=128)
-    return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=128))
+    vision = SIZE | dict(image_size=scenes.SIDE, patch_size=8, num_hidden_layers=5, projection_dim=JOINT)
+    return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=JOINT))
 
 
 def disturb(rng: np.random.Generator, picture: np.ndarray) -> np.ndarray:
@@ -79,11 +81,11 @@ class Heads(torch.nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.pictures = torch.nn.Linear(SIZE["hidden_size"], len(KNOWN))
+        self.pictures = torch.nn.Linear(JOINT, len(KNOWN))
         self.texts = torch.nn.Linear(SIZE["hidden_size"], len(KNOWN))
 
     def forward(self, pooled: torch.Tensor, states: torch.Tensor, things: torch.Tensor) -> torch.Tensor:
-        """Cross-entropies of both, from the picture's pooled state and the mean of the caption's token states."""
+        """Cross-entropies of both, from the picture's place in the joint space and the mean of the caption's token states."""
         told = states[: len(things)].float().mean(1)
         return F.cross_entropy(self.pictures(pooled.float()), things) + F.cross_entropy(self.texts(told), things)
 
@@ -220,11 +222,12 @@ def main() -> None:
                 state_file,
             )
     model.eval()
-    if args.role == "judge":
-        model.save_pretrained(args.out / "judge")
-        tokenizer.save_pretrained(args.out / "judge")
-    else:
-        model.text_model.save_pretrained(args.out / "text_encoder")
+    with whole(args.out / ("judge" if args.role == "judge" else "text_encoder")) as folder:
+        if args.role == "judge":
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+        else:
+            model.text_model.save_pretrained(folder)
 
 
 @torch.no_grad()

@@ -1,7 +1,4 @@
-"""Stage 5: the U-Net, from scratch, by Dovetail's own learner. Interrupt it at any moment; the same command goes on.
-
-Two phases: `rough` at a constant rate, then `settle`, which starts from its averaged weights and lets the rate fall to zero.
-"""
+"""Stage 5: the U-Net, from scratch, by Dovetail's own learner. Interrupt it at any moment; the same command goes on."""
 
 import argparse
 import contextlib
@@ -21,6 +18,7 @@ from dovetail.edges.models import Models
 from dovetail.engines import learner, painter
 
 from . import latents, prompts
+from .whole import whole
 
 CONFIG = dict(
     sample_size=16, in_channels=4, out_channels=4, block_out_channels=(64, 128, 224), layers_per_block=1,
@@ -33,20 +31,20 @@ SCHEDULER = dict(
     prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing", steps_offset=1,
     set_alpha_to_one=True,
 )  # fmt: skip
-SHARED = dict(checkpoint_every=500, held_out_every=2000, sample_every=1000, rehearsal_share=0.0, ema_decay=0.999)
-PHASES = {  # learning rate, and what differs from Dovetail's defaults; each begins with the averaged weights of the one before
-    "rough": (5e-4, Training(steps=5_200, batch_size=32, lr_scheduler="constant", warmup_steps=300, **SHARED)),
-    "settle": (4e-4, Training(steps=30_000, batch_size=32, lr_scheduler="linear", warmup_steps=100, **SHARED)),
-}
+RATE = 5e-4  # falling to zero in a straight line
+LEARNING = Training(
+    steps=36_000, batch_size=32, lr_scheduler="linear", warmup_steps=300, ema_decay=0.999, rehearsal_share=0.0,
+    checkpoint_every=500, held_out_every=2000, sample_every=1000,
+)  # fmt: skip
 SHEET_STEPS, SHEET_GUIDANCE, SHEET_SEED = 20, 2.5, 300
 
 
 class Diary(Show):
     """A line in `file` every `every` steps: steps, loss, minutes so far (over all interruptions), minutes left."""
 
-    def __init__(self, file: Path, phase: str, every: int = 100) -> None:
+    def __init__(self, file: Path, every: int = 100) -> None:
         super().__init__(quiet=True)
-        self.file, self.phase, self.every = file, phase, every
+        self.file, self.every = file, every
         rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
         self.before = sum(row["seconds"] for row in rows)
 
@@ -62,11 +60,11 @@ class Diary(Show):
                 return
             now = time.perf_counter()
             left = (now - last) / self.every * (total - count)
-            row = {"phase": self.phase, "step": count, "of": total, "seconds": round(now - last, 2), "note": note}
+            row = {"step": count, "of": total, "seconds": round(now - last, 2), "note": note}
             last, self.before = now, self.before + now - last
             with self.file.open("a") as log:
                 log.write(json.dumps(row | {"minutes": round(self.before / 60, 2), "left": round(left / 60, 1)}) + "\n")
-            print(f"{self.phase}: {count} of {total}, {note}, {left / 60:.0f} minutes left", flush=True)
+            print(f"{self.file.stem}: {count} of {total}, {note}, {left / 60:.0f} minutes left", flush=True)
 
         yield advance
 
@@ -80,33 +78,24 @@ def begin(build: Path) -> None:
         (build / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}\n')
 
 
-def run(phase: str, start: Path | None, build: Path) -> Path:
-    """One phase, from the weights in the file `start` or from chance; gives the file with the averaged weights."""
-    rate, config = PHASES[phase]
-    out = build / f"unet-{phase}.safetensors"
-    if out.exists():
-        return out
-    train, held_out, states = latents.read(build)
-    material = learner.Material(train=train, rehearsal=[], validation=held_out, test=[], states=states)
+def train(build: Path) -> None:
+    """From chance to `unet-trained.safetensors`, the averaged weights; sheets and curves beside it."""
+    lessons, held_out, states = latents.read(build)
+    material = learner.Material(train=lessons, rehearsal=[], validation=held_out, test=[], states=states)
     models = Models(build, torch.device("cpu"))
-    if start:
-        models.unet.load_state_dict(tensors.read(start))
 
     def sheet(step: int) -> None:
         """The card's prompts, painted as the model is now."""
         orders = [painter.Order(prompt=ask.prompt, seed=SHEET_SEED + i) for i, ask in enumerate(prompts.card())]
         fast = model_edge.in_bf16(models.unet)
         painted = painter.paint(models, orders, steps=SHEET_STEPS, guidance_scale=SHEET_GUIDANCE, unet=fast)
-        folder = build / "sheets"
-        folder.mkdir(exist_ok=True)
-        (folder / f"{phase}-{step:06d}.png").write_bytes(pixels.png(pixels.grid(painted, 12)))
+        folders.write_bytes(build / "sheets" / f"{step:06d}.png", pixels.png(pixels.grid(painted, 12)))
 
-    diary = Diary(build / "unet.jsonl", phase)
-    weights, curve = learner.teach(models, material, config, rate, build / "checkpoints" / phase, diary, sheet)
-    (build / f"curve-{phase}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in curve))
-    (build / f"loss-{phase}.png").write_bytes(plots.loss_curves(curve))
-    folders.write_bytes(out, tensors.to_bytes(weights))
-    return out
+    diary = Diary(build / "unet.jsonl")
+    weights, curve = learner.teach(models, material, LEARNING, RATE, build / "checkpoints" / "unet", diary, sheet)
+    folders.write_bytes(build / "curve-unet.jsonl", "".join(json.dumps(row) + "\n" for row in curve).encode())
+    folders.write_bytes(build / "loss-unet.png", plots.loss_curves(curve))
+    folders.write_bytes(build / "unet-trained.safetensors", tensors.to_bytes(weights))
 
 
 def main() -> None:
@@ -114,12 +103,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     begin(args.out)
-    done: Path | None = None
-    for phase in PHASES:
-        done = run(phase, done, args.out)
+    trained = args.out / "unet-trained.safetensors"
+    if not trained.exists():
+        train(args.out)
     models = Models(args.out, torch.device("cpu"))
-    models.unet.load_state_dict(tensors.read(done))
-    models.unet.save_pretrained(args.out / "unet")
+    models.unet.load_state_dict(tensors.read(trained))
+    with whole(args.out / "unet") as folder:
+        models.unet.save_pretrained(folder)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from torch import Tensor
 from dovetail.edges import pixels
 
 from . import icons, scenes
+from .whole import whole
 
 CONFIG = dict(
     in_channels=3, out_channels=3, latent_channels=4, sample_size=64, norm_num_groups=2, layers_per_block=1,
@@ -148,7 +149,8 @@ def main() -> None:
     if args.part == "whole":
         with torch.no_grad():
             recentre(vae, vae.encode(batch_of(10**9 + 1, 512, art, list(art))).latent_dist.mean)
-    vae.save_pretrained(args.out / ("vae" if args.part == "whole" else "vae-sharp"))
+    with whole(args.out / ("vae" if args.part == "whole" else "vae-sharp")) as folder:
+        vae.save_pretrained(folder)
 
 
 if __name__ == "__main__":

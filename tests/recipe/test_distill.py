@@ -56,7 +56,7 @@ def test_the_student_comes_nearer_to_its_teacher(models: Models, tmp_path: Path)
         steps=60, batch_size=8, caption_dropout=0, rehearsal_share=0, ema_decay=0.5, mixed_precision="no", held_out_every=60,
         sample_every=60, checkpoint_every=60, warmup_steps=2,
     )  # fmt: skip
-    diary = train_unet.Diary(tmp_path / "diary.jsonl", "few", every=20)
+    diary = train_unet.Diary(tmp_path / "diary.jsonl", every=20)
     _, curve = learner.teach(models, material, settings, 3e-3, tmp_path / "checkpoints", diary, lambda step: None)
     losses = [row["loss"] for row in curve if "loss" in row]
     assert losses[-1] < 0.7 * losses[0]
@@ -75,7 +75,7 @@ def test_given_noise_and_timestep_are_used_and_not_drawn(models: Models, tmp_pat
             steps=1, batch_size=1, caption_dropout=0, rehearsal_share=0, mixed_precision="no", seed=seed, warmup_steps=0
         )
         fresh = Models(models.folder, CPU)
-        diary = train_unet.Diary(tmp_path / f"diary-{seed}.jsonl", "few")
+        diary = train_unet.Diary(tmp_path / f"diary-{seed}.jsonl")
         found.append(
             learner.teach(fresh, material, settings, 1e-3, tmp_path / str(seed), diary, lambda step: None)[1][0]["loss"]
         )
@@ -95,7 +95,7 @@ def test_lessons_are_read_by_place_and_in_slices() -> None:
 def test_the_diary_counts_the_minutes_of_all_sittings(tmp_path: Path) -> None:
     file = tmp_path / "unet.jsonl"
     for done in (0, 4):
-        with train_unet.Diary(file, "rough", every=2).bar("training", 8, done=done) as advance:
+        with train_unet.Diary(file, every=2).bar("training", 8, done=done) as advance:
             for _ in range(4):
                 advance(1, "loss 0.5")
     rows = [json.loads(line) for line in file.read_text().splitlines()]
