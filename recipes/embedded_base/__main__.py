@@ -1,6 +1,7 @@
 """The whole recipe in order: `python -m recipes.embedded_base` (or `make base`). Run it again to go on where it stopped."""
 
 import argparse
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--build", type=Path, default=HERE / "build" / "embedded_base")
     args = parser.parse_args()
+    os.environ.setdefault("GOMP_SPINCOUNT", "30000")  # threads that wait give way to others sooner (docs/log.md)
     downloads = args.build / "icons"
     icons.fetch(downloads)
     places = ["--downloads", str(downloads), "--out", str(args.build)]

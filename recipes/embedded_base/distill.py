@@ -27,7 +27,7 @@ from . import latents, train_unet
 from .whole import whole
 
 TEACHER_STEPS, STEPS, GUIDANCE = 20, 4, 2.5
-PART, BATCH = 512, 32
+PART, BATCH, HELD_OUT = 512, 32, 64
 SEED = 700_000
 RATE = 1e-3
 CONFIG = Training(
@@ -124,7 +124,7 @@ def main() -> None:
     points = torch.cat([tensors.read(f)["points"] for *_, f in jobs])
     models = Models(args.out, torch.device("cpu"))
     alphas = models.scheduler().alphas_cumprod
-    cut = len(captions) - 64
+    cut = len(captions) - HELD_OUT
     material = learner.Material(
         train=Steps(points[:cut], captions[:cut], alphas), rehearsal=[],
         validation=Steps(points[cut:], captions[cut:], alphas), test=[], states=states,

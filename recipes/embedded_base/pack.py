@@ -15,7 +15,7 @@ from dovetail.engines import painter
 
 from . import icons, prompts, scenes, train_unet
 
-VERSION, GUIDANCE = 2, 2.5
+VERSION, STEPS, GUIDANCE = 2, 30, 2.5
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler", "judge", "few_step")
 CARD = """---
 license: apache-2.0
@@ -157,7 +157,7 @@ def paint_card(base: Path) -> None:
     """The contact sheet of the card: 48 prompts, 30 steps, seeds fixed, twelve in a row."""
     models = Models(base, torch.device("cpu"))
     orders = [painter.Order(prompt=ask.prompt, seed=train_unet.SHEET_SEED + i) for i, ask in enumerate(prompts.card())]
-    painted = painter.paint(models, orders, steps=30, guidance_scale=GUIDANCE)
+    painted = painter.paint(models, orders, steps=STEPS, guidance_scale=GUIDANCE)
     (base / "contact-sheet.png").write_bytes(pixels.png(pixels.grid(painted, 12)))
 
 
