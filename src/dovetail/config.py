@@ -81,6 +81,9 @@ class Training(Table):
     lora_alpha: int = Field(16, gt=0)
     rehearsal_share: float = Field(0.25, ge=0, lt=1, description="of each batch, where rehearsal pictures exist")
     caption_dropout: float = Field(0.1, ge=0, lt=1)
+    snr_gamma: float | None = Field(None, gt=0, description="min-SNR weighting of the loss; 5 is usual; empty means none")
+    noise_offset: float = Field(0.0, ge=0, description="spread of a shift of the noise, one draw a channel; 0.1 is usual")
+    input_perturbation: float = Field(0.0, ge=0, description="noise on what the U-Net sees and not on what it is asked for")
     mixed_precision: Literal["bf16", "fp16", "no"] = "bf16"
     gradient_checkpointing: bool = False
     checkpoint_every: int = Field(150, gt=0, description="optimizer steps")

@@ -7,6 +7,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from diffusers.training_utils import compute_snr
 
 from dovetail.core import diffusion, randomness, statistics
 
@@ -63,6 +64,32 @@ def test_loss_is_the_mean_square_of_each_sample_in_float32() -> None:
     said = torch.stack([torch.ones(1, 2, 2), torch.full((1, 2, 2), 3.0)]).bfloat16()
     losses = diffusion.loss_per_sample(said, wanted)
     assert losses.tolist() == [1.0, 9.0] and losses.dtype == torch.float32
+
+
+def test_snr_is_that_of_diffusers(scheduler: DDIMScheduler) -> None:
+    t = torch.tensor([0, 17, 500, 998])
+    torch.testing.assert_close(diffusion.snr(t, scheduler.alphas_cumprod), compute_snr(scheduler, t), rtol=1e-4, atol=0)
+    assert diffusion.snr(torch.tensor([999]), scheduler.alphas_cumprod).item() == 0
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+def test_min_snr_weighs_the_error_of_the_clean_latents_alike_whatever_is_predicted(
+    scheduler: DDIMScheduler, prediction: diffusion.Prediction
+) -> None:
+    """An error d of the clean latents is one of d * snr**0.5 of the noise, and of d * (snr + 1)**0.5 of v."""
+    t = torch.tensor([5, 300, 700, 990])
+    a = scheduler.alphas_cumprod[t]
+    squared = {"epsilon": a / (1 - a), "v_prediction": 1 / (1 - a), "sample": torch.ones(4)}[prediction]
+    weights = diffusion.min_snr_weights(t, scheduler.alphas_cumprod, prediction, 5.0)
+    torch.testing.assert_close(weights * squared, (a / (1 - a)).clamp(max=5.0), rtol=1e-3, atol=1e-6)
+
+
+def test_min_snr_at_a_zero_terminal_is_a_number_for_every_target(scheduler: DDIMScheduler) -> None:
+    t = torch.tensor([999])
+    found = {
+        p: diffusion.min_snr_weights(t, scheduler.alphas_cumprod, p, 5.0).item() for p in ("epsilon", "v_prediction", "sample")
+    }
+    assert found == {"epsilon": 1.0, "v_prediction": 0.0, "sample": 0.0}
 
 
 def test_the_interval_covers_the_true_mean_about_95_times_in_100() -> None:

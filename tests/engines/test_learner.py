@@ -240,3 +240,24 @@ def test_the_curve_is_plain_data_that_survives_json(tiny_base: Path, tmp_path: P
     _, curve = teach(tiny_base, tmp_path, material, config())
     assert json.loads(json.dumps(curve)) == curve
     assert [row["step"] for row in curve if row.get("set") == "validation"] == [0, 3, 6]
+
+
+@pytest.mark.parametrize("more", [{"snr_gamma": 5.0}, {"noise_offset": 0.5}, {"input_perturbation": 0.5}])
+def test_weighting_offset_and_perturbation_each_change_what_is_learnt(
+    tiny_base: Path, tmp_path: Path, material: Material, more: dict[str, float]
+) -> None:
+    plain, _ = teach(tiny_base, tmp_path / "plain", material, config(steps=2))
+    other, curve = teach(tiny_base, tmp_path / "other", material, config(steps=2, **more))
+    assert any(not torch.equal(plain[name], other[name]) for name in plain)
+    assert all(torch.isfinite(w).all() for w in other.values()) and all(r["loss"] > 0 for r in curve if "loss" in r)
+
+
+def test_the_held_out_loss_knows_no_weighting_offset_or_perturbation(
+    tiny_base: Path, tmp_path: Path, material: Material
+) -> None:
+    told = [
+        teach(tiny_base, tmp_path / str(n), material, config(steps=1, held_out_every=1, **more))[1]
+        for n, more in enumerate([{}, {"snr_gamma": 5.0, "noise_offset": 0.5, "input_perturbation": 0.5}])
+    ]
+    first = [next(row["losses"] for row in curve if row.get("set") == "validation") for curve in told]
+    assert first[0] == first[1]

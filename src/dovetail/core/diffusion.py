@@ -51,3 +51,23 @@ def sampled_latents(moments: Tensor, noise: Tensor, scaling_factor: float) -> Te
 def loss_per_sample(prediction: Tensor, wanted: Tensor) -> Tensor:
     """Mean squared error of each sample, shape (b,), in float32."""
     return (prediction.float() - wanted.float()).square().flatten(1).mean(1)
+
+
+def snr(timesteps: Tensor, alphas_cumprod: Tensor) -> Tensor:
+    """Signal-to-noise ratio a / (1 - a) of each timestep, float32 (b,); zero at a terminal that is pure noise."""
+    a = alphas_cumprod[timesteps].double()
+    return (a / (1 - a)).float()
+
+
+def min_snr_weights(timesteps: Tensor, alphas_cumprod: Tensor, prediction: Prediction, gamma: float) -> Tensor:
+    """Loss weight of each sample (b,) (Hang et al. 2023, sec. 3.4): min(SNR, gamma), as each target has it.
+
+    For the noise divided by SNR, for v by SNR + 1. Where the SNR is zero the first is 0 / 0; its limit, 1, is taken.
+    """
+    ratio = snr(timesteps, alphas_cumprod)
+    capped = ratio.clamp(max=gamma)
+    if prediction == "sample":
+        return capped
+    if prediction == "v_prediction":
+        return capped / (ratio + 1)
+    return torch.where(ratio > 0, capped / ratio.clamp(min=torch.finfo(ratio.dtype).tiny), torch.ones_like(ratio))

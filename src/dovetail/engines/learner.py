@@ -97,10 +97,12 @@ class Objective:
         alphas, prediction = scheduler.alphas_cumprod.to(models.device), scheduler.config.prediction_type
         return cls(alphas, prediction, float(models.vae.config.scaling_factor), models.device)
 
-    def losses(self, unet: torch.nn.Module, latents: Tensor, noise: Tensor, states: Tensor, timesteps: Tensor) -> Tensor:
-        """Loss of each row, float32 (b,)."""
-        latents, noise, states, timesteps = (x.to(self.device) for x in (latents, noise, states, timesteps))
-        seen = diffusion.noisy(latents, noise, timesteps, self.alphas)
+    def losses(
+        self, unet: torch.nn.Module, latents: Tensor, noise: Tensor, states: Tensor, timesteps: Tensor, mixed_in: Tensor
+    ) -> Tensor:
+        """Loss of each row, float32 (b,): the U-Net sees the noise `mixed_in` and is asked for `noise`, mostly the same."""
+        latents, noise, states, timesteps, mixed_in = (x.to(self.device) for x in (latents, noise, states, timesteps, mixed_in))
+        seen = diffusion.noisy(latents, mixed_in, timesteps, self.alphas)
         wanted = diffusion.target(latents, noise, timesteps, self.alphas, self.prediction)
         return diffusion.loss_per_sample(unet(seen, timesteps, encoder_hidden_states=states, return_dict=False)[0], wanted)
 
@@ -237,17 +239,29 @@ def _batch(material: Material, config: Training, step: int) -> list[tuple[Item, 
 
 def _losses(lessons: Lessons, rows: list[tuple[Item, int]], timesteps: Tensor) -> Tensor:
     """Loss of each row, float32 (b,); view, noise and caption dropout follow from (seed, picture, epoch)."""
-    latents, noise, states = [], [], []
-    drawn = zip(rows, timesteps.tolist(), strict=True)
-    timesteps = torch.tensor([t if item.timestep is None else item.timestep for (item, _), t in drawn])
+    config, objective = lessons.config, lessons.objective
+    latents, noise, seen, states = [], [], [], []
+    pairs = zip(rows, timesteps.tolist(), strict=True)
+    timesteps = torch.tensor([t if item.timestep is None else item.timestep for (item, _), t in pairs])
     for item, epoch in rows:
-        chance = randomness.generator(lessons.config.seed, item.name, epoch)
+        chance = randomness.generator(config.seed, item.name, epoch)
         view, dropped = torch.rand(2, generator=chance).tolist()
-        clean = _latents(item, view, chance, lessons.objective.scaling)
-        latents.append(clean)
-        noise.append(torch.randn(clean.shape, generator=chance) if item.noise is None else item.noise)
-        states.append(lessons.material.states("" if dropped < lessons.config.caption_dropout else item.caption))
-    return lessons.objective.losses(lessons.unet, torch.stack(latents), torch.stack(noise), torch.stack(states), timesteps)
+        latents.append(_latents(item, view, chance, objective.scaling))
+        drawn = torch.randn(latents[-1].shape, generator=chance) if item.noise is None else item.noise
+        if config.noise_offset:
+            drawn = drawn + config.noise_offset * torch.randn((len(drawn), 1, 1), generator=chance)
+        noise.append(drawn)
+        if config.input_perturbation:
+            drawn = drawn + config.input_perturbation * torch.randn(drawn.shape, generator=chance)
+        seen.append(drawn)
+        states.append(lessons.material.states("" if dropped < config.caption_dropout else item.caption))
+    clean, wanted, words, mixed_in = (torch.stack(x) for x in (latents, noise, states, seen))
+    losses = objective.losses(lessons.unet, clean, wanted, words, timesteps, mixed_in)
+    if config.snr_gamma is None:
+        return losses
+    return losses * diffusion.min_snr_weights(
+        timesteps.to(losses.device), objective.alphas, objective.prediction, config.snr_gamma
+    )
 
 
 def _latents(item: Item, view: float, chance: torch.Generator, scaling: float) -> Tensor:
@@ -283,7 +297,9 @@ def held_out_losses(
         noise = torch.stack(
             [torch.randn(clean.shape, generator=randomness.generator(0, "held out", item.name, b)) for b in range(BANDS)]
         )
-        losses = objective.losses(unet, clean.expand_as(noise), noise, states(item.caption).expand(BANDS, -1, -1), probes)
+        losses = objective.losses(
+            unet, clean.expand_as(noise), noise, states(item.caption).expand(BANDS, -1, -1), probes, noise
+        )
         found[item.name] = [round(x, 6) for x in losses.tolist()]
     return found
 
