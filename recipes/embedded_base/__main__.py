@@ -2,11 +2,13 @@
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 from . import icons
+from .whole import whole
 
 HERE = Path(__file__).parents[2]
 
@@ -14,7 +16,12 @@ HERE = Path(__file__).parents[2]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--build", type=Path, default=HERE / "build" / "embedded_base")
+    parser.add_argument("--parts", type=Path, help="folder of finished parts (vae, text_encoder, ...) to begin with")
     args = parser.parse_args()
+    for part in sorted(args.parts.iterdir()) if args.parts else []:
+        if not (args.build / part.name).exists():
+            with whole(args.build / part.name) as folder:
+                shutil.copytree(part, folder, dirs_exist_ok=True)
     os.environ.setdefault("GOMP_SPINCOUNT", "30000")  # threads that wait give way to others sooner (docs/log.md)
     downloads = args.build / "icons"
     icons.fetch(downloads)

@@ -23,8 +23,13 @@ from .whole import whole
 INVENTED = 400  # televisions that the judge alone sees
 TELEVISION_GROUPS = 0.8  # share of the groups of different things that hold one
 GROUP = 8  # scenes told in the same words
-HEADS = 0.5  # weight of their loss
+HEADS = 4.0  # weight of their loss
 KNOWN = [*icons.THINGS, "television"]
+NOTHING = len(KNOWN)
+STYLES = list(icons.SETS)
+CORNERS = [f"in the {down} {across} corner" for down in ("top", "bottom") for across in ("left", "right")]
+PLACES = ["", "on the left", "on the right", "at the top", "at the bottom", *CORNERS, "across", "down", *scenes.TRIPLES]
+QUESTIONS = (NOTHING + 1, NOTHING + 1, NOTHING + 1, len(PLACES), len(STYLES))  # answers to each
 JOINT = 128  # width of the space where pictures and texts meet
 SIZE = dict(hidden_size=192, intermediate_size=640, num_attention_heads=4, hidden_act="quick_gelu")
 
@@ -70,24 +75,36 @@ class Batch:
     pixels: torch.Tensor  # (size, 3, 64, 64) in -1..1
     captions: list[str]
     wrong: list[str]  # false captions of some of the pictures
-    things: torch.Tensor  # (size, KNOWN): which things are there, each row adding up to one
+    facts: torch.Tensor  # (size, len(QUESTIONS)): numbers of the right answers, -100 where there is none
+
+
+def facts_of(scene: scenes.Scene) -> list[int]:
+    """Answers to `QUESTIONS`: the things in reading order, where they stand, in which style."""
+    things = [KNOWN.index(o.thing) for o in scene.objects]
+    place = scenes.position_of(scene.objects[0]) if scene.layout == "single" else scene.layout
+    hands = {o.style for o in scene.objects}
+    style = STYLES.index(hand) if len(hands) == 1 and (hand := hands.pop()) in STYLES else -100
+    return [*things, *[NOTHING] * (3 - len(things)), PLACES.index(place), style]
 
 
 class Heads(torch.nn.Module):
-    """What is in the picture, read off either tower; thrown away when the training is over.
+    """What is in the picture, where and in which style, read off either tower; thrown away when the training is over.
 
-    Without them the towers sort things by their colours: the text states of a panda and of a football were nearly the same.
+    Without them the towers sort scenes by colour: the text states of a panda and of a football were nearly the same, and those
+    of "left" and "right" still when only the things were asked for.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.pictures = torch.nn.Linear(JOINT, len(KNOWN))
-        self.texts = torch.nn.Linear(SIZE["hidden_size"], len(KNOWN))
+        self.pictures = torch.nn.ModuleList(torch.nn.Linear(JOINT, n) for n in QUESTIONS)
+        self.texts = torch.nn.ModuleList(torch.nn.Linear(SIZE["hidden_size"], n) for n in QUESTIONS)
 
-    def forward(self, pooled: torch.Tensor, states: torch.Tensor, things: torch.Tensor) -> torch.Tensor:
-        """Cross-entropies of both, from the picture's place in the joint space and the mean of the caption's token states."""
-        told = states[: len(things)].float().mean(1)
-        return F.cross_entropy(self.pictures(pooled.float()), things) + F.cross_entropy(self.texts(told), things)
+    def forward(self, joint: torch.Tensor, states: torch.Tensor, facts: torch.Tensor) -> torch.Tensor:
+        """Mean cross-entropy over the questions: from the picture's place in the joint space, and the mean token state."""
+        told = states[: len(facts)].float().mean(1)
+        asked = [(head, joint.float()) for head in self.pictures] + [(head, told) for head in self.texts]
+        losses = [F.cross_entropy(head(x), facts[:, k % len(QUESTIONS)]) for k, (head, x) in enumerate(asked)]
+        return torch.stack(losses).mean()
 
 
 def batch_of(step: int, size: int, art: dict, role: str, styles: dict[str, str]) -> Batch:
@@ -98,7 +115,7 @@ def batch_of(step: int, size: int, art: dict, role: str, styles: dict[str, str])
     """
     rng = np.random.default_rng([17 if role == "judge" else 19, step])
     screens, others = ([p for p in art if (p[0] == "television") is wanted] for wanted in (True, False))
-    pictures, captions, wrong, things = [], [], [], []
+    pictures, captions, wrong, facts = [], [], [], []
     while len(captions) < size:
         wording, name = int(rng.integers(2**32)), str(rng.choice(televisions.NAMES))
         for scene in group_of(rng, others, screens):
@@ -108,12 +125,11 @@ def batch_of(step: int, size: int, art: dict, role: str, styles: dict[str, str])
             picture = scenes.paint_scene(rng, scene, art)
             pictures.append(disturb(rng, picture) if role == "judge" else picture)
             captions.append(caption)
-            here = {KNOWN.index(o.thing) for o in scene.objects}
-            things.append([(k in here) / len(here) for k in range(len(KNOWN))])
+            facts.append(facts_of(scene))
             false = scenes.false_caption(rng, scene, others, styles, wording)
             wrong += [television_words(name, false)] if false else []
     pixels = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
-    return Batch(pixels, captions, wrong, torch.tensor(things))
+    return Batch(pixels, captions, wrong, torch.tensor(facts))
 
 
 def group_of(rng: np.random.Generator, others: list[tuple[str, str]], screens: list[tuple[str, str]]) -> list[scenes.Scene]:
@@ -200,7 +216,7 @@ def main() -> None:
         logits, target = out.logits_per_image.float(), torch.arange(args.batch)
         loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T[: args.batch], target)) / 2
         seen, read = out.vision_model_output.pooler_output, out.text_model_output.last_hidden_state
-        loss = loss + HEADS * heads(seen, read, batch.things)
+        loss = loss + HEADS * heads(seen, read, batch.facts)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
