@@ -67,15 +67,14 @@ def main() -> None:
     others = [(next(t for t in sorted(icons.THINGS, key=len, reverse=True) if t in p), p) for p in hints.other]
     for method in args.methods:
         training = {"method": method} | ({"steps": args.steps} if args.steps else {})
-        config = Config.model_validate(
-            {"sourcing": {"folder": str(ROOT / "examples" / "televisions")}, "training": training}
-        )
+        config = Config.model_validate({"sourcing": {"folder": str(ROOT / "examples" / "televisions")}, "training": training})
         home = Run(args.out / method)
         run(config, home, Show(quiet=True), until="processing")
         began = time.perf_counter()
         made = run(config, home, Show(quiet=True), until="training")
         seconds = time.perf_counter() - began
-        models = {"base": bases.load(bases.EMBEDDED), "tuned": bases.load_tuned(bases.EMBEDDED, made["training"], config.training)}
+        tuned = bases.load_tuned(bases.EMBEDDED, made["training"], config.training)
+        models = {"base": bases.load(bases.EMBEDDED), "tuned": tuned}
         found: dict[str, dict[str, float]] = {}
         for who, model in models.items():
             for what, asked in (("televisions", screens), ("others", others)):
