@@ -20,7 +20,7 @@ from dovetail.edges import models as model_edge
 from dovetail.edges import pixels
 from dovetail.edges.models import Judge
 from dovetail.engines import painter
-from recipes.embedded_base import icons, prompts, scenes
+from recipes.embedded_base import icons, prompts, scenes, train_vae
 
 STEPS, FEW, SEED, AMONG = 30, 4, 9_000, 64
 REFERENCE = 20_000  # training pictures that a sample is compared with
@@ -58,17 +58,9 @@ def other_things(ask: prompts.Ask, k: int) -> list[str]:
     return [with_thing(ask, k, thing) for thing in RIVALS if thing not in there]
 
 
-def exchanged(ask: prompts.Ask) -> str:
-    """The prompt with its first two objects exchanged."""
-    a, b, *rest = ask.scene.objects
-    swapped = (replace(a, thing=b.thing), replace(b, thing=a.thing), *rest)
-    return prompts.said(replace(ask.scene, objects=swapped), ask.wording)
-
-
 def other_places(ask: prompts.Ask) -> list[str]:
     """The prompt with its one object at each other place."""
-    spots = [(x, y) for x in (0.2, 0.5, 0.8) for y in (0.2, 0.5, 0.8)]
-    objects = (replace(ask.scene.objects[0], centre=spot) for spot in spots)
+    objects = (replace(ask.scene.objects[0], centre=spot) for spot in scenes.SPOTS)
     return [t for o in objects if (t := prompts.said(replace(ask.scene, objects=(o,)), ask.wording)) != ask.prompt]
 
 
@@ -113,7 +105,7 @@ def quality(judge: Judge, asks: list[prompts.Ask], pictures: list[np.ndarray]) -
         "one object": float(np.mean(np.array(whole)[count == 1])),
         "background": float(np.mean([ground(p) == a.scene.background[0] for p, a in zip(pictures, asks, strict=True)])),
         "two objects": float(np.mean(np.array(whole)[count == 2])),
-        "their places, of those": share(both, [[exchanged(asks[i])] for i in both]),
+        "their places, of those": share(both, [[prompts.said(scenes.exchanged(asks[i].scene), asks[i].wording)] for i in both]),
         "three objects": float(np.mean(np.array(whole)[count == 3])),
         "place of one object": share(placed, [other_places(asks[i]) for i in placed]),
         "style": share(styled, [other_styles(asks[i]) for i in styled]),
@@ -124,11 +116,8 @@ def psnr(vae: AutoencoderKL, art: dict, count: int = 512) -> float:
     """Of held-out composites through the autoencoder and back, dB."""
     pairs = list(art)
     rng = np.random.default_rng(53)
-    pictures = np.stack([scenes.paint_scene(rng, scenes.draw_any(rng, pairs), art) for _ in range(count)])
-    batch = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
-    with torch.no_grad():
-        rebuilt = torch.cat([vae.decode(vae.encode(b).latent_dist.mean).sample.clamp(-1, 1) for b in batch.split(64)])
-    return float(-10 * torch.log10((rebuilt - batch).square().mean() / 4))
+    pictures = [scenes.paint_scene(rng, scenes.draw_any(rng, pairs), art) for _ in range(count)]
+    return train_vae.there_and_back(vae, train_vae.as_batch(pictures))[1]
 
 
 def judge_accuracy(judge: Judge, art: dict, rounds: int = 16) -> float:

@@ -24,7 +24,7 @@ from dovetail.edges.models import Models
 from dovetail.engines import learner, painter
 
 from . import latents, train_unet
-from .whole import whole
+from .whole import do_missing, whole
 
 TEACHER_STEPS, STEPS, GUIDANCE = 20, 4, 2.5
 PART, BATCH, HELD_OUT = 512, 32, 64
@@ -115,12 +115,10 @@ def main() -> None:
     train, _, states = latents.read(args.out)
     chosen = np.random.default_rng(61).choice(len(train), args.paths, replace=False)
     captions = [train.captions[i] for i in chosen]
-    jobs = [(a, captions[a : a + PART], folder / f"part-{a:06d}.safetensors") for a in range(0, len(captions), PART)]
+    starts = range(0, len(captions), PART)
+    jobs = [(a, captions[a : a + PART], args.out, folder / f"part-{a:06d}.safetensors") for a in starts]
     with ProcessPoolExecutor(args.workers, mp_context=get_context("spawn")) as pool:
-        waiting = [pool.submit(write_part, a, c, args.out, f) for a, c, f in jobs if not f.exists()]
-        for number, part in enumerate(waiting, 1):
-            part.result()
-            print(f"paths: {number} of {len(waiting)} parts", flush=True)
+        do_missing(pool, "paths", write_part, jobs)
     points = torch.cat([tensors.read(f)["points"] for *_, f in jobs])
     models = Models(args.out, torch.device("cpu"))
     alphas = models.scheduler().alphas_cumprod

@@ -14,6 +14,7 @@ HERE = Path(__file__).parent
 VOCABULARY = tomllib.loads((HERE / "vocabulary.toml").read_text())
 THINGS: dict[str, str] = VOCABULARY["things"]
 SETS: dict[str, dict[str, str]] = VOCABULARY["sets"]
+STYLE_WORDS = {name: about["style"] for name, about in SETS.items()}
 
 
 def fetch(downloads: Path) -> None:

@@ -15,10 +15,12 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from dovetail.edges import tensors
+from dovetail.edges import folders, tensors
 from dovetail.engines.learner import Item
 
 from . import icons, scenes
+from .train_vae import as_batch
+from .whole import do_missing
 
 PART = 4000  # scenes a file
 HELD_OUT = 256  # scenes after the last part, for the held-out loss
@@ -59,13 +61,12 @@ class States:
 
 def scenes_of(first: int, count: int, downloads: Path) -> Iterator[tuple[np.ndarray, str]]:
     """Pictures and captions of scenes `first` to `first + count`; scene n is always the same."""
-    styles = {name: about["style"] for name, about in icons.SETS.items()}
     art = icons.load_icons(downloads, icons.of_the_generator())
     pairs = list(art)
     for index in range(first, first + count):
         rng = np.random.default_rng([29, index])
         scene = scenes.draw_scene(rng, pairs)
-        yield scenes.paint_scene(rng, scene, art), scenes.describe(rng, scene, styles)
+        yield scenes.paint_scene(rng, scene, art), scenes.describe(rng, scene, icons.STYLE_WORDS)
 
 
 @torch.no_grad()
@@ -76,11 +77,11 @@ def write_part(first: int, count: int, downloads: Path, build: Path, file: Path)
     pictures, captions = zip(*scenes_of(first, count, downloads), strict=True)
     latents = []
     for at in range(0, count, BATCH):
-        pixels = torch.from_numpy(np.stack(pictures[at : at + BATCH])).permute(0, 3, 1, 2).float() / 127.5 - 1
+        pixels = as_batch(pictures[at : at + BATCH])
         with torch.autocast("cpu", torch.bfloat16):
             latents.append(vae.encode(pixels).latent_dist.mean.float() * vae.config.scaling_factor)
-    _write(file.with_suffix(".json"), json.dumps(captions).encode())
-    _write(file, tensors.to_bytes({"latents": torch.cat(latents).half()}))
+    folders.write_json(file.with_suffix(".json"), captions)
+    folders.write_bytes(file, tensors.to_bytes({"latents": torch.cat(latents).half()}))
 
 
 @torch.no_grad()
@@ -96,14 +97,7 @@ def write_states(captions: list[str], build: Path, file: Path) -> None:
             batch, padding="max_length", truncation=True, max_length=tokenizer.model_max_length, return_tensors="pt"
         )
         states.append(encoder(ids.input_ids).last_hidden_state.half())
-    _write(file, tensors.to_bytes({"states": torch.cat(states)}))
-
-
-def _write(file: Path, data: bytes) -> None:
-    """Whole or not at all."""
-    temporary = file.with_name(f".{file.name}.tmp")
-    temporary.write_bytes(data)
-    temporary.replace(file)
+    folders.write_bytes(file, tensors.to_bytes({"states": torch.cat(states)}))
 
 
 def read(build: Path) -> tuple[Lessons, Lessons, States]:
@@ -127,20 +121,15 @@ def main() -> None:
     folder = args.out / "lessons"
     folder.mkdir(parents=True, exist_ok=True)
     ends = [*range(0, args.scenes, PART), args.scenes]
-    jobs = [(a, b - a, folder / f"part-{a:07d}.safetensors") for a, b in pairwise(ends)]
-    jobs.append((args.scenes, HELD_OUT, folder / f"part-{args.scenes:07d}.safetensors"))
+    counts = [*((a, b - a) for a, b in pairwise(ends)), (args.scenes, HELD_OUT)]
+    jobs = [(a, n, args.downloads, args.out, folder / f"part-{a:07d}.safetensors") for a, n in counts]
     with ProcessPoolExecutor(args.workers, mp_context=get_context("spawn")) as pool:
-        waiting = [pool.submit(write_part, a, n, args.downloads, args.out, f) for a, n, f in jobs if not f.exists()]
-        for number, part in enumerate(waiting, 1):
-            part.result()
-            print(f"latents: {number} of {len(waiting)} parts", flush=True)
+        do_missing(pool, "latents", write_part, jobs)
         captions = sorted({"", *(c for *_, f in jobs for c in json.loads(f.with_suffix(".json").read_text()))})
-        (folder / "captions.json").write_text(json.dumps(captions))
-        groups = [(captions[a : a + PART], folder / f"states-{a:07d}.safetensors") for a in range(0, len(captions), PART)]
-        waiting = [pool.submit(write_states, c, args.out, f) for c, f in groups if not f.exists()]
-        for number, part in enumerate(waiting, 1):
-            part.result()
-            print(f"text states: {number} of {len(waiting)} parts", flush=True)
+        folders.write_json(folder / "captions.json", captions)
+        starts = range(0, len(captions), PART)
+        words = [(captions[a : a + PART], args.out, folder / f"states-{a:07d}.safetensors") for a in starts]
+        do_missing(pool, "text states", write_states, words)
 
 
 if __name__ == "__main__":

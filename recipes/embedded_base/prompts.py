@@ -12,7 +12,7 @@ from . import icons, scenes
 
 SCORED = {"single": 320, "pair": 160, "triple": 32}
 PAIRS = [(thing, style) for thing in icons.THINGS for style in icons.of_the_generator()]
-STYLES = {name: icons.SETS[name]["style"] for name in icons.of_the_generator()}
+STYLES = {name: icons.STYLE_WORDS[name] for name in icons.of_the_generator()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,6 +18,7 @@ SHARES = (0.62, 0.30, 0.08)  # of scenes with one, two and three objects, before
 ROOM = 0.02  # share of the side that stays free at the border
 APART = 12  # one pair of things in twelve is never shown together
 ONE_STYLE = 0.7  # of scenes with several objects are by one hand
+SPOTS = [(x, y) for x in (0.2, 0.5, 0.8) for y in (0.2, 0.5, 0.8)]  # where one object may be said to stand
 TRIPLES = {  # places of three objects, and their sizes
     "row": (((0.18, 0.5), (0.5, 0.5), (0.82, 0.5)), (0.27, 0.32)),
     "pyramid": (((0.5, 0.27), (0.27, 0.73), (0.73, 0.73)), (0.36, 0.43)),
@@ -190,10 +191,14 @@ def altered(rng: np.random.Generator, scene: Scene, things: list[tuple[str, str]
         colour = str(rng.choice([c for c in COLOURS if c not in scene.background]))
         return replace(scene, background=(colour, *scene.background[1:]))
     if scene.layout == "single":
-        spots = [(x, y) for x in (0.2, 0.5, 0.8) for y in (0.2, 0.5, 0.8)]
-        return replace(scene, objects=(replace(objects[0], centre=spots[rng.integers(9)]),))
-    first, second = objects[:2]
-    return replace(scene, objects=(replace(first, thing=second.thing), replace(second, thing=first.thing), *objects[2:]))
+        return replace(scene, objects=(replace(objects[0], centre=SPOTS[rng.integers(len(SPOTS))]),))
+    return exchanged(scene)
+
+
+def exchanged(scene: Scene) -> Scene:
+    """The scene with its first two things in each other's places."""
+    first, second, *rest = scene.objects
+    return replace(scene, objects=(replace(first, thing=second.thing), replace(second, thing=first.thing), *rest))
 
 
 def false_caption(

@@ -18,12 +18,11 @@ WORDS = Regex(r"""'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+""")
 
 def corpus(downloads: Path, count: int = 20_000) -> list[str]:
     """Captions of `count` scenes, the words of the vocabulary, and the icon names of all sets as general English."""
-    styles = {name: about["style"] for name, about in icons.SETS.items()}
-    pairs = [(thing, name) for thing in icons.THINGS for name, style in styles.items() if style]
+    pairs = [(thing, name) for thing in icons.THINGS for name, style in icons.STYLE_WORDS.items() if style]
     lines = []
     for index in range(count):
         rng = np.random.default_rng([13, index])
-        lines.append(scenes.describe(rng, scenes.draw_scene(rng, pairs), styles))
+        lines.append(scenes.describe(rng, scenes.draw_scene(rng, pairs), icons.STYLE_WORDS))
     lines += [word for word in icons.VOCABULARY["words"]["extra"] for _ in range(200)]
     for name in icons.SETS:
         lines += [icon.replace("-", " ") for icon in icons.read_set(downloads / name)["icons"]]

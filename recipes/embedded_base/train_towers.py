@@ -1,7 +1,7 @@
 """Stage 3: a text and an image tower trained together (CLIP). The generator keeps the text tower; the judge keeps both.
 
-The two roles are two trainings: the judge sees another icon set beside the generator's, other renderings (mirrored, turned,
-blurred, noisy) and television drawings of its own; the generator's text tower never sees a television.
+The two roles are two trainings: the judge sees another icon set beside the generator's, other renderings (turned, blurred,
+noisy) and television drawings of its own; the generator's text tower never sees a television.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 from transformers.models.clip.modeling_clip import CLIPOutput
 
 from . import icons, scenes, televisions
+from .train_vae import as_batch
 from .whole import whole
 
 INVENTED = 400  # televisions that the judge alone sees
@@ -36,7 +37,7 @@ SIZE = dict(hidden_size=192, intermediate_size=640, num_attention_heads=4, hidde
 
 
 def build(tokenizer: CLIPTokenizer) -> CLIPModel:
-    """A CLIPModel of about 4 M parameters for 64x64 pictures and 24 tokens."""
+    """A CLIPModel of about 4 M parameters for 64x64 pictures and 32 tokens."""
     ends = dict(bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
     text = (
         SIZE
@@ -123,7 +124,7 @@ class Heads(torch.nn.Module):
         return torch.stack(losses).mean()
 
 
-def batch_of(step: int, size: int, art: dict, role: str, styles: dict[str, str]) -> Batch:
+def batch_of(step: int, size: int, art: dict, role: str) -> Batch:
     """The lessons of one step; the same for the same step and role.
 
     Scenes come in groups that differ in one fact alone, told in the same words: were all facts drawn anew, the background
@@ -135,17 +136,16 @@ def batch_of(step: int, size: int, art: dict, role: str, styles: dict[str, str])
     while len(captions) < size:
         wording, name = int(rng.integers(2**32)), str(rng.choice(televisions.NAMES))
         for scene in group_of(rng, others, screens):
-            caption = television_words(name, scenes.describe(np.random.default_rng(wording), scene, styles))
+            caption = television_words(name, scenes.describe(np.random.default_rng(wording), scene, icons.STYLE_WORDS))
             if caption in captions or len(captions) == size:
                 continue
             picture = scenes.paint_scene(rng, scene, art)
             pictures.append(disturb(rng, picture) if role == "judge" else picture)
             captions.append(caption)
             facts.append(facts_of(scene))
-            false = scenes.false_caption(rng, scene, others, styles, wording)
+            false = scenes.false_caption(rng, scene, others, icons.STYLE_WORDS, wording)
             wrong += [television_words(name, false)] if false else []
-    pixels = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
-    return Batch(pixels, captions, wrong, torch.tensor(facts))
+    return Batch(as_batch(pictures), captions, wrong, torch.tensor(facts))
 
 
 def group_of(rng: np.random.Generator, others: list[tuple[str, str]], screens: list[tuple[str, str]]) -> list[scenes.Scene]:
@@ -182,7 +182,7 @@ def compare(model: CLIPModel, tokenizer: CLIPTokenizer, pixels: torch.Tensor, ca
 
 def art_for(role: str, downloads: Path) -> dict:
     """(thing, set) -> RGBA for one of the two roles."""
-    sets = [n for n, about in icons.SETS.items() if role == "judge" or about["used_by"] == "generator"]
+    sets = list(icons.SETS) if role == "judge" else icons.of_the_generator()
     art = icons.load_icons(downloads, sets)
     if role == "judge":
         for drawing in televisions.drawings("judge", downloads):
@@ -203,7 +203,6 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=1e-3)
     args = parser.parse_args()
     tokenizer = CLIPTokenizer.from_pretrained(args.out / "tokenizer")
-    styles = {name: about["style"] for name, about in icons.SETS.items()}
     art = art_for(args.role, args.downloads)
     torch.manual_seed(1 if args.role == "judge" else 2)
     model = build(tokenizer).train()
@@ -227,7 +226,7 @@ def main() -> None:
             group["lr"] = (
                 args.lr * min(1, (step + 1) / 150) * float(0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * step / args.steps)))
             )
-        batch = batch_of(step, args.batch, art, args.role, styles)
+        batch = batch_of(step, args.batch, art, args.role)
         out = compare(model, tokenizer, batch.pixels, batch.captions + batch.wrong)
         logits, target = out.logits_per_image.float(), torch.arange(args.batch)
         loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T[: args.batch], target)) / 2
@@ -239,7 +238,7 @@ def main() -> None:
         optimizer.step()
         model.logit_scale.data.clamp_(max=4.6)
         if (step + 1) % 200 == 0 or step + 1 == args.steps:
-            row = dict(role=args.role, step=step + 1, loss=loss.item(), top1=accuracy(model, tokenizer, art, args.role, styles),
+            row = dict(role=args.role, step=step + 1, loss=loss.item(), top1=accuracy(model, tokenizer, art, args.role),
                        seconds=time.time() - started)  # fmt: skip
             with (args.out / "towers.jsonl").open("a") as log:
                 log.write(json.dumps(row) + "\n")
@@ -263,12 +262,12 @@ def main() -> None:
 
 
 @torch.no_grad()
-def accuracy(model: CLIPModel, tokenizer: CLIPTokenizer, art: dict, role: str, styles: dict[str, str]) -> float:
+def accuracy(model: CLIPModel, tokenizer: CLIPTokenizer, art: dict, role: str) -> float:
     """Share of unseen scenes whose own caption comes first among 64."""
     model.eval()
     hits = []
     for k in range(4):
-        batch = batch_of(10**9 + k, 64, art, role, styles)
+        batch = batch_of(10**9 + k, 64, art, role)
         logits = compare(model, tokenizer, batch.pixels, batch.captions).logits_per_image
         hits.append((logits.argmax(1) == torch.arange(64)).float().mean())
     model.train()

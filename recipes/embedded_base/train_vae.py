@@ -7,6 +7,7 @@ frozen, so it may run at any later time: the latents stay what they were and the
 import argparse
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,8 +35,19 @@ def batch_of(step: int, size: int, art: dict, pairs: list) -> Tensor:
     """Float tensor (size, 3, 64, 64) in -1..1; the same for the same step."""
     rng = np.random.default_rng([11, step])
     pictures = [scenes.paint_scene(rng, scenes.draw_scene(rng, pairs), art) for _ in range(size)]
-    batch = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
-    return batch.contiguous(memory_format=torch.channels_last)
+    return as_batch(pictures).contiguous(memory_format=torch.channels_last)
+
+
+def as_batch(pictures: Sequence[np.ndarray]) -> Tensor:
+    """Float tensor (pictures, 3, H, W) in -1..1 of uint8 pictures (H, W, 3)."""
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+@torch.no_grad()
+def there_and_back(vae: AutoencoderKL, batch: Tensor) -> tuple[Tensor, float]:
+    """What the autoencoder makes of pictures (b, 3, H, W), and the PSNR in dB."""
+    rebuilt = torch.cat([vae.decode(vae.encode(b).latent_dist.mean).sample.clamp(-1, 1) for b in batch.split(64)])
+    return rebuilt, float(-10 * torch.log10(F.mse_loss(rebuilt, batch) / 4))
 
 
 def faults(rebuilt: Tensor, wanted: Tensor) -> Tensor:
@@ -100,8 +112,7 @@ def train(part: str, vae: AutoencoderKL, art: dict, out: Path) -> None:
 @torch.no_grad()
 def note(part: str, step: int, loss: float, vae: AutoencoderKL, held_out: Tensor, seconds: float, out: Path) -> None:
     """A line in `vae.jsonl`, and 16 held-out composites above what comes back of them."""
-    rebuilt = vae.decode(vae.encode(held_out).latent_dist.mean).sample.clamp(-1, 1)
-    psnr = float(-10 * torch.log10(F.mse_loss(rebuilt, held_out) / 4))
+    rebuilt, psnr = there_and_back(vae, held_out)
     row = dict(
         part=part, step=step, of=STEPS[part], loss=loss, psnr=psnr, seconds=seconds, left=seconds / step * (STEPS[part] - step)
     )
