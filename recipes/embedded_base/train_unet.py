@@ -31,9 +31,9 @@ SCHEDULER = dict(
     prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing", steps_offset=1,
     set_alpha_to_one=True,
 )  # fmt: skip
-RATE = 5e-4  # falling to zero in a straight line
+RATE = 5e-4  # falling to zero over the last fifth
 LEARNING = Training(
-    steps=36_000, batch_size=32, lr_scheduler="linear", warmup_steps=300, ema_decay=0.999, rehearsal_share=0.0,
+    steps=36_000, batch_size=32, lr_scheduler="warmup_stable_decay", warmup_steps=300, ema_decay=0.999, rehearsal_share=0.0,
     checkpoint_every=500, held_out_every=2000, sample_every=1000,
 )  # fmt: skip
 SHEET_STEPS, SHEET_GUIDANCE, SHEET_SEED = 20, 2.5, 300

@@ -4,6 +4,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+Schedule = Literal["constant", "cosine", "linear", "warmup_stable_decay"]
+
 
 class Table(BaseModel):
     """A table of the file."""
@@ -72,7 +74,7 @@ class Training(Table):
     learning_rate: float | None = Field(
         None, gt=0, description="empty means the one that came with the base, else 1e-5 full and 1e-4 LoRA"
     )
-    lr_scheduler: Literal["constant", "cosine", "linear"] = "cosine"
+    lr_scheduler: Schedule = "cosine"
     warmup_steps: int = Field(20, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
     weight_decay: float = Field(0.01, ge=0)

@@ -76,6 +76,8 @@ def test_learning_rate_warms_up_reaches_the_peak_and_falls_to_nearly_zero() -> N
 def test_linear_falls_straight_and_constant_stays() -> None:
     assert schedules.learning_rate(55, 100, 2.0, 10, "linear") == pytest.approx(1.0)
     assert schedules.learning_rate(99, 100, 2.0, 0, "constant") == 2.0
+    held = [schedules.learning_rate(s, 100, 2.0, 0, "warmup_stable_decay") for s in (0, 80, 90, 99)]
+    assert held == pytest.approx([2.0, 2.0, 1.0, 0.1])
 
 
 @pytest.mark.parametrize("warmup", [0, 5, 50])

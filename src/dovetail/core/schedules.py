@@ -1,16 +1,28 @@
 """The learning rate as a function of the step, and the decay of the averaged weights."""
 
 import math
-from typing import Literal
+
+from dovetail.config import Schedule
+
+DECAY_SHARE = 0.2  # of a warmup_stable_decay, at its end
 
 
-def learning_rate(step: int, steps: int, peak: float, warmup: int, shape: Literal["constant", "cosine", "linear"]) -> float:
-    """Rate of optimizer step `step` (from 0): a linear warm-up to `peak`, then constant or falling to zero at `steps`."""
+def learning_rate(step: int, steps: int, peak: float, warmup: int, shape: Schedule) -> float:
+    """Rate of optimizer step `step` (from 0): a linear warm-up to `peak`, then constant or falling to zero at `steps`.
+
+    "warmup_stable_decay" stays at `peak` and falls in a straight line over the last fifth (Hägele et al. 2024), so a run may
+    be made longer or shorter while it is under way.
+    """
     if step < warmup:
         return peak * (step + 1) / warmup
     progress = (step - warmup) / max(1, steps - warmup)
-    factor = {"constant": 1.0, "linear": 1 - progress, "cosine": 0.5 * (1 + math.cos(math.pi * progress))}[shape]
-    return peak * factor
+    factors = {
+        "constant": 1.0,
+        "linear": 1 - progress,
+        "cosine": 0.5 * (1 + math.cos(math.pi * progress)),
+        "warmup_stable_decay": min(1.0, (1 - progress) / DECAY_SHARE),
+    }
+    return peak * factors[shape]
 
 
 def ema_decay(step: int, decay: float) -> float:
