@@ -22,6 +22,7 @@ from dovetail.edges import folders, tensors
 from dovetail.edges import models as model_edge
 from dovetail.edges.models import Models
 from dovetail.engines import learner, painter
+from dovetail.engines.material import Item, Material
 
 from . import latents, train_unet
 from .whole import do_missing, whole
@@ -64,7 +65,7 @@ def write_part(first: int, captions: list[str], build: Path, file: Path) -> None
     folders.write_json(file.with_suffix(".json"), captions)
 
 
-class Steps(Sequence[learner.Item]):
+class Steps(Sequence[Item]):
     """Every step of every path, as an item whose noise, timestep and target are those that lead to its next point."""
 
     def __init__(self, points: Tensor, captions: list[str], alphas: Tensor) -> None:
@@ -75,10 +76,10 @@ class Steps(Sequence[learner.Item]):
         return len(self.captions) * STEPS
 
     @overload
-    def __getitem__(self, index: int) -> learner.Item: ...
+    def __getitem__(self, index: int) -> Item: ...
     @overload
-    def __getitem__(self, index: slice) -> list[learner.Item]: ...
-    def __getitem__(self, index: int | slice) -> learner.Item | list[learner.Item]:
+    def __getitem__(self, index: slice) -> list[Item]: ...
+    def __getitem__(self, index: int | slice) -> Item | list[Item]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         if index >= len(self):
@@ -88,7 +89,7 @@ class Steps(Sequence[learner.Item]):
         a = self.alphas[self.timesteps[k]]
         b = self.alphas[self.timesteps[k + 1]] if k + 1 < STEPS else torch.ones(())
         clean, noise = step_between(now, then, a, b)
-        return learner.Item(
+        return Item(
             name=f"path {path} step {k}", caption=self.captions[path], moments=None, latents=clean, noise=noise,
             timestep=self.timesteps[k],
         )  # fmt: skip
@@ -123,7 +124,7 @@ def main() -> None:
     models = Models(args.out, torch.device("cpu"))
     alphas = models.scheduler().alphas_cumprod
     cut = len(captions) - HELD_OUT
-    material = learner.Material(
+    material = Material(
         train=Steps(points[:cut], captions[:cut], alphas), rehearsal=[],
         validation=Steps(points[cut:], captions[cut:], alphas), test=[], states=states,
     )  # fmt: skip

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from dovetail.edges import folders, tensors
-from dovetail.engines.learner import Item
+from dovetail.engines.material import Item
 
 from . import icons, scenes
 from .train_vae import as_batch

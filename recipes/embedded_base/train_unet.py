@@ -16,6 +16,7 @@ from dovetail.edges import models as model_edge
 from dovetail.edges.console import Show
 from dovetail.edges.models import Models
 from dovetail.engines import learner, painter
+from dovetail.engines.material import Material
 
 from . import latents, prompts
 from .whole import whole
@@ -81,7 +82,7 @@ def begin(build: Path) -> None:
 def train(build: Path) -> None:
     """From chance to `unet-trained.safetensors`, the averaged weights; sheets and curves beside it."""
     lessons, held_out, states = latents.read(build)
-    material = learner.Material(train=lessons, rehearsal=[], validation=held_out, test=[], states=states)
+    material = Material(train=lessons, rehearsal=[], validation=held_out, test=[], states=states)
     models = Models(build, torch.device("cpu"))
 
     def sheet(step: int) -> None:

@@ -68,6 +68,7 @@ def load_tuned(folder: Path, trained: Artifact, config: Training) -> "Models":
     from dovetail.edges import models, tensors
 
     tuned = load(folder)
+    tuned.prediction = config.prediction_type
     weights = tensors.read(trained.folder / "weights.safetensors", trained.manifest.files["weights.safetensors"])
     models.put_weights(tuned, weights, config.method, config.lora_rank, config.lora_alpha)
     return tuned

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Schedule = Literal["constant", "cosine", "linear", "warmup_stable_decay"]
+Schedule = Literal["constant", "cosine", "linear", "polynomial", "warmup_stable_decay"]
 
 
 class Table(BaseModel):
@@ -78,7 +78,12 @@ class Training(Table):
     warmup_steps: int = Field(20, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
     weight_decay: float = Field(0.01, ge=0)
-    ema_decay: float = Field(0.99, ge=0, lt=1, description="of the averaged weights, which are the ones published")
+    adam_beta1: float = Field(0.9, ge=0, lt=1)
+    adam_beta2: float = Field(0.999, ge=0, lt=1)
+    adam_epsilon: float = Field(1e-8, gt=0)
+    ema_decay: float = Field(
+        0.99, ge=0, lt=1, description="of the averaged weights, which are the ones published; 0 means none are kept"
+    )
     lora_rank: int = Field(16, gt=0)
     lora_alpha: int = Field(16, gt=0)
     rehearsal_share: float = Field(0.25, ge=0, lt=1, description="of each batch, where rehearsal pictures exist")
@@ -86,9 +91,18 @@ class Training(Table):
     snr_gamma: float | None = Field(None, gt=0, description="min-SNR weighting of the loss; 5 is usual; empty means none")
     noise_offset: float = Field(0.0, ge=0, description="spread of a shift of the noise, one draw a channel; 0.1 is usual")
     input_perturbation: float = Field(0.0, ge=0, description="noise on what the U-Net sees and not on what it is asked for")
+    dream: float | None = Field(None, gt=0, description="DREAM training, detail preservation 1 is usual; empty means none")
+    prediction_type: Literal["epsilon", "v_prediction", "sample"] | None = Field(
+        None, description="what the U-Net is to predict; empty means what it predicts already"
+    )
     mixed_precision: Literal["bf16", "fp16", "no"] = "bf16"
+    merge_micro_batches: bool = Field(
+        True, description="accumulated pictures go through the U-Net together where they are small: the same mathematics"
+    )
     gradient_checkpointing: bool = False
+    use_8bit_adam: bool = Field(False, description="bitsandbytes' AdamW with 8-bit state, on a GPU")
     checkpoint_every: int = Field(150, gt=0, description="optimizer steps")
+    checkpoints_kept: int | None = Field(2, gt=0, description="older ones are deleted; empty means none is")
     held_out_every: int = Field(150, gt=0, description="optimizer steps between held-out losses")
     sample_every: int = Field(300, gt=0, description="optimizer steps between sample grids")
     seed: int = 0

@@ -15,11 +15,13 @@ from dovetail.core import randomness
 from dovetail.edges import tensors
 from dovetail.edges.console import Show
 from dovetail.edges.models import Models
-from dovetail.engines import checkpoints, learner
-from dovetail.engines.learner import Item, Material
+from dovetail.engines import checkpoints, learner, objective
+from dovetail.engines import material as lessons
+from dovetail.engines.material import Item, Material
 from dovetail.errors import TrainingError
 
 CPU = torch.device("cpu")
+WEIGHTS, AVERAGED = (f"{name}/diffusion_pytorch_model.safetensors" for name in ("unet", "unet_ema"))
 
 
 def _items(kind: str, count: int, views: int = 2) -> list[Item]:
@@ -118,9 +120,9 @@ def test_a_damaged_newest_checkpoint_is_passed_over_for_the_one_before(
     tiny_base: Path, tmp_path: Path, material: Material, damage: bytes | None
 ) -> None:
     whole, _ = teach(tiny_base, tmp_path, material, config())
-    kept = sorted(p.name for p in tmp_path.glob("step-*"))
-    assert kept == ["step-0000004", "step-0000006"]
-    newest = tmp_path / "step-0000006" / "tensors.safetensors"
+    kept = sorted(p.name for p in tmp_path.glob("checkpoint-*"))
+    assert kept == ["checkpoint-4", "checkpoint-6"]
+    newest = tmp_path / "checkpoint-6" / "unet_ema" / "diffusion_pytorch_model.safetensors"
     newest.unlink() if damage is None else newest.write_bytes(damage)
     assert (found := checkpoints.latest(tmp_path)) and found.step == 4
     seen: list[int] = []
@@ -151,12 +153,12 @@ def test_the_published_weights_are_averaged_ones_and_differ_from_the_last(
 ) -> None:
     averaged, _ = teach(tiny_base, tmp_path / "a", material, config(ema_decay=0.9))
     found = checkpoints.latest(tmp_path / "a")
-    assert found and all(torch.equal(found.tensors[f"average.{n}"], w) for n, w in averaged.items())
-    assert any(not torch.equal(found.tensors[f"weights.{n}"], w) for n, w in averaged.items())
+    assert found and all(torch.equal(found.files[AVERAGED][n], w) for n, w in averaged.items())
+    assert any(not torch.equal(found.files[WEIGHTS][n], w) for n, w in averaged.items())
     plain, _ = teach(tiny_base, tmp_path / "b", material, config(ema_decay=0.0))
     last = checkpoints.latest(tmp_path / "b")
-    assert last and all(torch.allclose(last.tensors[f"weights.{n}"], w) for n, w in plain.items())
-    assert all(torch.equal(last.tensors[f"weights.{n}"], found.tensors[f"weights.{n}"]) for n in plain)
+    assert last and AVERAGED not in last.files and all(torch.equal(last.files[WEIGHTS][n], w) for n, w in plain.items())
+    assert all(torch.equal(last.files[WEIGHTS][n], found.files[WEIGHTS][n]) for n in plain)
 
 
 def test_samples_are_painted_with_the_averaged_weights_in_place(tiny_base: Path, tmp_path: Path, material: Material) -> None:
@@ -177,7 +179,7 @@ def test_samples_are_painted_with_the_averaged_weights_in_place(tiny_base: Path,
 def test_accumulating_gives_the_steps_of_one_large_batch(tiny_base: Path, tmp_path: Path, material: Material) -> None:
     start = {name: p.detach() for name, p in Models(tiny_base, CPU).unet.named_parameters()}
     large, _ = teach(tiny_base, tmp_path / "a", material, config(batch_size=4))
-    small, _ = teach(tiny_base, tmp_path / "b", material, config(batch_size=1, gradient_accumulation_steps=4))
+    small, _ = teach(tiny_base, tmp_path / "b", material, config(batch_size=1, gradient_accumulation_steps=4, merge_micro_batches=False))
     moved = torch.cat([(large[n] - start[n]).flatten().abs() for n in large]).mean()
     apart = torch.cat([(large[n] - small[n]).flatten().abs() for n in large]).mean()
     assert moved > 1e-4 and apart < 0.01 * moved
@@ -216,10 +218,10 @@ def test_precisions_may_follow_one_another_in_one_process_and_half_still_learns(
 
 
 def test_rehearsal_takes_its_share_of_every_batch_and_none_where_there_is_none(material: Material) -> None:
-    names = [item.name for item, _ in learner._batch(material, config(batch_size=8, rehearsal_share=0.25), 0)]
+    names = [item.name for item, _ in lessons.batch(material, config(batch_size=8, rehearsal_share=0.25), 0)]
     assert sum(n.startswith("rehearsal") for n in names) == 2 and len(names) == 8
     alone = Material(train=material.train, rehearsal=[], validation=[], test=[], states=_states)
-    assert all(item.name.startswith("train") for item, _ in learner._batch(alone, config(batch_size=8), 0))
+    assert all(item.name.startswith("train") for item, _ in lessons.batch(alone, config(batch_size=8), 0))
 
 
 def test_held_out_losses_are_the_same_each_time_and_need_no_validation_pictures_to_train(
@@ -227,10 +229,10 @@ def test_held_out_losses_are_the_same_each_time_and_need_no_validation_pictures_
 ) -> None:
     models = Models(tiny_base, CPU)
     first, again = (
-        learner.held_out_losses(models.unet, learner.Objective.of(models), material.validation, material.states)
+        objective.held_out_losses(models.unet, objective.Objective.of(models), material.validation, material.states)
         for _ in range(2)
     )
-    assert first == again and all(len(v) == learner.BANDS for v in first.values())
+    assert first == again and all(len(v) == objective.BANDS for v in first.values())
     bare = Material(train=material.train, rehearsal=[], validation=[], test=[], states=_states)
     _, curve = teach(tiny_base, tmp_path, bare, config(steps=2))
     assert [row for row in curve if "set" in row] == [] and curve[-1]["step"] == 2

@@ -10,6 +10,7 @@ from tiny import TOKENS, WIDTH
 from dovetail.config import Training
 from dovetail.edges.models import Models
 from dovetail.engines import learner
+from dovetail.engines.material import Item, Material
 from recipes.embedded_base import distill, latents, train_unet
 
 CPU = torch.device("cpu")
@@ -51,7 +52,7 @@ def test_the_student_comes_nearer_to_its_teacher(models: Models, tmp_path: Path)
     states = {c: models.embed([c])[0] for c in captions}
     points = distill.walk(models, captions, first=0)
     steps = distill.Steps(points, captions, alphas)
-    material = learner.Material(train=steps, rehearsal=[], validation=[], test=[], states=states.__getitem__)
+    material = Material(train=steps, rehearsal=[], validation=[], test=[], states=states.__getitem__)
     settings = Training(
         steps=60, batch_size=8, caption_dropout=0, rehearsal_share=0, ema_decay=0.5, mixed_precision="no", held_out_every=60,
         sample_every=60, checkpoint_every=60, warmup_steps=2,
@@ -65,8 +66,8 @@ def test_the_student_comes_nearer_to_its_teacher(models: Models, tmp_path: Path)
 def test_given_noise_and_timestep_are_used_and_not_drawn(models: Models, tmp_path: Path) -> None:
     """Two trainings that differ in the seed alone see the same when nothing is left to chance."""
     clean, noise = torch.zeros(4, 8, 8), torch.ones(4, 8, 8)
-    items = [learner.Item(name="x", caption="a cat", moments=None, latents=clean, noise=noise, timestep=749)]
-    material = learner.Material(
+    items = [Item(name="x", caption="a cat", moments=None, latents=clean, noise=noise, timestep=749)]
+    material = Material(
         train=items, rehearsal=[], validation=[], test=[], states=lambda caption: torch.zeros(TOKENS, WIDTH)
     )
     found = []

@@ -31,6 +31,21 @@ def target(latents: Tensor, noise: Tensor, timesteps: Tensor, alphas_cumprod: Te
     return a.sqrt() * noise - (1 - a).sqrt() * latents
 
 
+def predicted_noise(
+    said: Tensor, seen: Tensor, timesteps: Tensor, alphas_cumprod: Tensor, prediction: Prediction
+) -> Tensor:
+    """The noise (b, c, h, w) that a prediction `said` of the noisy latents `seen` stands for.
+
+    For clean latents it is (x_t - sqrt(a) x_0) / sqrt(1 - a); for v, sqrt(a) v + sqrt(1 - a) x_t.
+    """
+    if prediction == "epsilon":
+        return said
+    a = _like(alphas_cumprod[timesteps], said)
+    if prediction == "sample":
+        return (seen - a.sqrt() * said) / (1 - a).sqrt()
+    return a.sqrt() * said + (1 - a).sqrt() * seen
+
+
 def stratified_timesteps(offsets: Tensor, count: int) -> Tensor:
     """One timestep from each of `b` equal bands of 0..count-1; `offsets` (b,) in [0, 1) place it inside its band."""
     b = offsets.numel()

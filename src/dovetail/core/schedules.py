@@ -5,6 +5,7 @@ import math
 from dovetail.config import Schedule
 
 DECAY_SHARE = 0.2  # of a warmup_stable_decay, at its end
+FLOOR = 1e-7  # where a polynomial decay ends
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: int, shape: Schedule) -> float:
@@ -20,6 +21,7 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int, shape: Schedu
         "constant": 1.0,
         "linear": 1 - progress,
         "cosine": 0.5 * (1 + math.cos(math.pi * progress)),
+        "polynomial": 1 - progress + progress * min(1.0, FLOOR / peak),
         "warmup_stable_decay": min(1.0, (1 - progress) / DECAY_SHARE),
     }
     return peak * factors[shape]

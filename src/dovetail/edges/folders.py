@@ -194,7 +194,7 @@ class Run:
             if final.exists():
                 shutil.rmtree(final)
             partial.rename(final)
-            _fsync_folder(final.parent)
+            fsync_folder(final.parent)
         return Artifact(final, manifest)
 
 
@@ -206,7 +206,8 @@ def read_manifest(folder: Path) -> Manifest | None:
         return None
 
 
-def _fsync_folder(folder: Path) -> None:
+def fsync_folder(folder: Path) -> None:
+    """Make a rename in `folder` survive a power cut."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -38,6 +38,7 @@ class Models:
 
     folder: Path
     device: torch.device
+    prediction: str | None = None  # where the U-Net was taught to predict something else than the folder says
 
     @cached_property
     def unet(self) -> UNet2DConditionModel:
@@ -67,7 +68,8 @@ class Models:
 
         try:
             config = json.loads((self.folder / "scheduler" / "scheduler_config.json").read_text())
-            return getattr(diffusers, config["_class_name"]).from_config(config)
+            own = {"prediction_type": self.prediction} if self.prediction else {}
+            return getattr(diffusers, config["_class_name"]).from_config(config | own)
         except (OSError, ValueError, KeyError, AttributeError) as error:
             raise ModelError(
                 f"cannot load scheduler of the model in {self.folder}: {_first_line(error)}", do="give a whole diffusers folder"

@@ -1,9 +1,12 @@
-"""Checkpoints of a training: written to a temporary name, fsynced, renamed, and only then older ones pruned."""
+"""Checkpoints of a training: written to a temporary name, fsynced, read back, renamed, and only then older ones pruned.
+
+`checkpoint-N/unet` and `unet_ema` are folders that diffusers' `from_pretrained` opens.
+"""
 
 import json
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,46 +15,61 @@ from torch import Tensor
 from dovetail.edges import folders, tensors
 from dovetail.errors import StoreError
 
-KEPT = 2
-
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     """Everything that the next step depends on."""
 
     step: int  # optimizer steps done
-    tensors: dict[str, Tensor]
-    state: dict[str, Any]  # plain data: the curve so far, the loss scaler
+    files: dict[str, dict[str, Tensor]]  # path below the checkpoint -> tensors by name
+    state: dict[str, Any]  # plain data: what was asked, the curve so far, the loss scaler
+    texts: dict[str, str] = field(default_factory=dict)  # path below the checkpoint -> text, for other tools
 
 
-def save(root: Path, checkpoint: Checkpoint) -> None:
-    """Write `root/step-N`; it is there whole or not at all."""
-    final = root / f"step-{checkpoint.step:07d}"
+def save(root: Path, checkpoint: Checkpoint, kept: int | None) -> None:
+    """Write `root/checkpoint-N`, which is there whole or not at all; then delete all but the `kept` newest."""
+    final = root / f"checkpoint-{checkpoint.step}"
     temporary = root / f".{final.name}.{os.getpid()}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
-    data = tensors.to_bytes(checkpoint.tensors)
     try:
-        folders.write_bytes(temporary / "tensors.safetensors", data)
+        sums = {name: tensors.write(temporary / name, data) for name, data in checkpoint.files.items()}
+        for name, text in checkpoint.texts.items():
+            folders.write_bytes(temporary / name, text.encode())
         folders.write_json(
-            temporary / "state.json",
-            {"step": checkpoint.step, "sha256": folders.digest_bytes(data), "state": checkpoint.state},
+            temporary / "state.json", {"step": checkpoint.step, "sha256": sums, "state": checkpoint.state}
         )
         shutil.rmtree(final, ignore_errors=True)  # a damaged one, passed over when this training was taken up again
-        temporary.rename(final)
+        with folders.writing(final):
+            temporary.rename(final)
+            folders.fsync_folder(root)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    for old in sorted(root.glob("step-*"))[:-KEPT]:
+    for old in every(root)[:-kept] if kept else []:
         shutil.rmtree(old, ignore_errors=True)
+
+
+def every(root: Path) -> list[Path]:
+    """The checkpoint folders below `root`, oldest first."""
+    found = [p for p in root.glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdecimal()]
+    return sorted(found, key=lambda p: int(p.name.removeprefix("checkpoint-")))
 
 
 def latest(root: Path) -> Checkpoint | None:
     """The newest checkpoint that is whole; a damaged one is passed over for the one before it."""
-    for folder in sorted(root.glob("step-*"), reverse=True):
+    for folder in reversed(every(root)):
         try:
-            told = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-            loaded = tensors.read(folder / "tensors.safetensors", told["sha256"])
-            return Checkpoint(step=told["step"], tensors=loaded, state=told["state"])
-        except (OSError, ValueError, KeyError, StoreError):
+            return read(folder)
+        except StoreError:
             continue
     return None
+
+
+def read(folder: Path) -> Checkpoint:
+    """One checkpoint. Raises StoreError where it is damaged or no checkpoint of ours."""
+    try:
+        told = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        files = {name: tensors.read(folder / name, sha256) for name, sha256 in told["sha256"].items()}
+        return Checkpoint(step=told["step"], files=files, state=told["state"])
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise StoreError(f"{folder} is damaged, or no checkpoint of dovetail's", do="give another one") from error

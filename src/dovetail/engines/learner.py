@@ -8,7 +8,7 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,92 +19,18 @@ from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from dovetail.config import Training
-from dovetail.core import diffusion, randomness, schedules
-from dovetail.edges import folders, tensors
+from dovetail.core import digests, schedules
+from dovetail.edges import folders
 from dovetail.edges import models as model_edge
 from dovetail.edges.models import Models
-from dovetail.engines import checkpoints
-from dovetail.errors import TrainingError
-from dovetail.records import LatentRow
+from dovetail.engines import checkpoints, material
+from dovetail.engines.material import Material, Row
+from dovetail.engines.objective import Objective, held_out_losses, training_losses
+from dovetail.errors import BadConfigError, TrainingError
 
-BANDS = 8  # fixed timesteps of a held-out loss
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Item:
-    """A picture to learn from or to be tested on."""
-
-    name: str  # what its noise, timestep, view and dropout are keyed by
-    caption: str
-    moments: Tensor | None  # (views, 2c, h, w); None where `latents` are given
-    latents: Tensor | None = None  # (c, h, w), scaled
-    noise: Tensor | None = None  # (c, h, w), where it is given and not drawn, as in a distillation
-    timestep: int | None = None  # likewise
-
-    def still(self, scaling: float) -> Tensor:
-        """Scaled latents (c, h, w) with no chance in them: the mean of the first view."""
-        if self.latents is not None:
-            return self.latents
-        assert self.moments is not None
-        return self.moments[0].chunk(2)[0] * scaling
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Material:
-    """What is learnt from, and what never is."""
-
-    train: Sequence[Item]
-    rehearsal: Sequence[Item]
-    validation: Sequence[Item]
-    test: Sequence[Item]
-    states: Callable[[str], Tensor]  # caption -> (tokens, width)
-
-
-def read_material(latents: folders.Artifact) -> Material:
-    """What the processing stage left."""
-    rows = latents.records(LatentRow)
-    moments = tensors.read(latents.folder / "latents.safetensors")
-    states = tensors.read(latents.folder / "captions.safetensors")["states"]
-    numbers = {caption: i for i, caption in enumerate(json.loads((latents.folder / "captions.json").read_text()))}
-    split = {
-        name: [Item(name=r.item, caption=r.caption, moments=moments[r.item]) for r in rows if r.split == name]
-        for name in ("train", "validation", "test")
-    }
-    rehearsal = []
-    if (latents.folder / "rehearsal.json").exists():
-        captions = json.loads((latents.folder / "rehearsal.json").read_text())["captions"]
-        painted = tensors.read(latents.folder / "rehearsal.safetensors")["latents"]
-        rehearsal = [
-            Item(name=f"rehearsal {i}", caption=c, moments=None, latents=p)
-            for i, (c, p) in enumerate(zip(captions, painted, strict=True))
-        ]
-    return Material(rehearsal=rehearsal, states=lambda caption: states[numbers[caption]], **split)
-
-
-@dataclass(frozen=True, slots=True)
-class Objective:
-    """What the U-Net of one model is asked for."""
-
-    alphas: Tensor
-    prediction: diffusion.Prediction
-    scaling: float
-    device: torch.device
-
-    @classmethod
-    def of(cls, models: Models) -> "Objective":
-        """Read from the model's own scheduler and VAE."""
-        scheduler = models.scheduler()
-        alphas, prediction = scheduler.alphas_cumprod.to(models.device), scheduler.config.prediction_type
-        return cls(alphas, prediction, float(models.vae.config.scaling_factor), models.device)
-
-    def losses(
-        self, unet: torch.nn.Module, latents: Tensor, noise: Tensor, states: Tensor, timesteps: Tensor, mixed_in: Tensor
-    ) -> Tensor:
-        """Loss of each row, float32 (b,): the U-Net sees the noise `mixed_in` and is asked for `noise`, mostly the same."""
-        latents, noise, states, timesteps, mixed_in = (x.to(self.device) for x in (latents, noise, states, timesteps, mixed_in))
-        seen = diffusion.noisy(latents, mixed_in, timesteps, self.alphas)
-        wanted = diffusion.target(latents, noise, timesteps, self.alphas, self.prediction)
-        return diffusion.loss_per_sample(unet(seen, timesteps, encoder_hidden_states=states, return_dict=False)[0], wanted)
+MERGED_AREA = {"cpu": 32 * 16 * 16, "cuda": 16 * 64 * 64}  # latent pixels of the micro-batches that are merged into one
+SKIPS = 20  # steps in a row that a loss scaler may skip while it looks for its scale
+FREE = {"steps", "checkpoint_every", "checkpoints_kept", "held_out_every", "sample_every", "merge_micro_batches"}
 
 
 @dataclass(slots=True)
@@ -114,14 +40,17 @@ class Lessons:
     models: Models
     material: Material
     config: Training
+    learning_rate: float
     accelerator: Accelerator
     unet: torch.nn.Module
     optimizer: Any
     parameters: list[torch.nn.Parameter]
     names: list[str]
-    average: list[Tensor]
+    average: list[Tensor]  # the parameters themselves where no average is kept
     objective: Objective
+    micro: int | None  # pictures a forward pass at most; None until the first step
     curve: list[dict[str, Any]] = field(default_factory=list)
+    skipped: int = 0
 
 
 def teach(
@@ -132,14 +61,16 @@ def teach(
     folder: Path,
     show: folders.Showing,
     on_sample: Callable[[int], None],
+    on_step: Callable[[int, dict[str, float]], None] = lambda step, numbers: None,
 ) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
     """Train for `config.steps` optimizer steps; returns the averaged weights by name and the curve.
 
     `folder` holds the checkpoints; called again on the same folder after a kill, it goes on from the newest whole one
-    and ends with the same weights. `on_sample(step)` is called with the averaged weights in place.
-    Raises TrainingError where the loss is no number.
+    and ends with the same weights. `on_sample(step)` is called with the averaged weights in place, `on_step(step, numbers)`
+    with loss, gradient norm and learning rate. Raises TrainingError where the loss is no number or memory does not do,
+    BadConfigError where the checkpoints are of a training that was asked for otherwise.
     """
-    lessons = _prepare(models, material, config)
+    lessons = _prepare(models, material, config, learning_rate)
     first = _resume(lessons, folder)
     if first == 0:
         _hold_out(lessons, 0)
@@ -151,6 +82,7 @@ def teach(
             done = step + 1
             if done % 10 == 0 or done == config.steps:
                 lessons.curve.append({"step": done, "loss": loss, "gradient_norm": norm, "learning_rate": rate})
+            on_step(done, {"loss": loss, "gradient_norm": norm, "learning_rate": rate})
             if done % config.held_out_every == 0 or done == config.steps:
                 _hold_out(lessons, done)
             if (done % config.sample_every == 0 or done == config.steps) and lessons.accelerator.is_main_process:
@@ -171,7 +103,8 @@ def _speed(config: Training, times: Sequence[float]) -> str:
     return f"{pictures / (times[-1] - times[0]):.0f} pictures/s"
 
 
-def _prepare(models: Models, material: Material, config: Training) -> Lessons:
+def _prepare(models: Models, material: Material, config: Training, learning_rate: float) -> Lessons:
+    models.prediction = config.prediction_type
     unet = models.unet
     unet.requires_grad_(config.method == "full")
     if config.method == "lora":
@@ -187,89 +120,119 @@ def _prepare(models: Models, material: Material, config: Training) -> Lessons:
     # One process may train several times, each time in another precision; accelerate would keep the first.
     AcceleratorState._reset_state()
     accelerator = Accelerator(mixed_precision=precision, cpu=models.device.type == "cpu")
-    optimizer = torch.optim.AdamW(parameters, lr=1.0, betas=(0.9, 0.999), weight_decay=config.weight_decay, fused=True)
-    prepared, optimizer = accelerator.prepare(unet, optimizer)
+    prepared, optimizer = accelerator.prepare(unet, _optimizer(parameters, config))
+    average = [p.detach().clone() if config.ema_decay else p.detach() for p in parameters]
     return Lessons(
-        models=models, material=material, config=config, accelerator=accelerator, unet=prepared, optimizer=optimizer,
-        parameters=parameters, names=[n for n, _ in named], average=[p.detach().clone() for p in parameters],
-        objective=Objective.of(models),
+        models=models, material=material, config=config, learning_rate=learning_rate, accelerator=accelerator,
+        unet=prepared, optimizer=optimizer, parameters=parameters, names=[n for n, _ in named], average=average,
+        objective=Objective.of(models), micro=None,
     )  # fmt: skip
+
+
+def _optimizer(parameters: list[torch.nn.Parameter], config: Training) -> torch.optim.Optimizer:
+    """AdamW; the learning rate is set anew at each step."""
+    told: dict[str, Any] = {
+        "lr": 1.0, "betas": (config.adam_beta1, config.adam_beta2), "eps": config.adam_epsilon,
+        "weight_decay": config.weight_decay,
+    }  # fmt: skip
+    if not config.use_8bit_adam:
+        return torch.optim.AdamW(parameters, fused=True, **told)
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise BadConfigError("8-bit Adam needs bitsandbytes", do="pip install bitsandbytes, or leave use_8bit_adam") from error
+    return AdamW8bit(parameters, **told)
 
 
 def _step(lessons: Lessons, step: int, rate: float) -> tuple[float, float]:
     """One optimizer step; returns the mean loss of its pictures and the gradient norm before clipping."""
-    config, accelerator = lessons.config, lessons.accelerator
-    batch = _batch(lessons.material, config, step)
-    world, rank = accelerator.num_processes, accelerator.process_index
-    mine = list(range(rank, len(batch), world))
-    offsets = torch.rand(len(batch), generator=randomness.generator(config.seed, "timestep", step))
-    order = torch.randperm(len(batch), generator=randomness.generator(config.seed, "bands", step))
-    timesteps = diffusion.stratified_timesteps(offsets, len(lessons.objective.alphas))[order]
-    lessons.unet.train()
-    total = torch.zeros(())
-    for first in range(0, len(mine), config.batch_size):
-        rows = mine[first : first + config.batch_size]
-        losses = _losses(lessons, [batch[i] for i in rows], timesteps[rows])
-        accelerator.backward(losses.sum() * world / len(batch))
-        total = total + losses.detach().sum().cpu()
-    norm = accelerator.clip_grad_norm_(lessons.parameters, config.max_grad_norm)
-    value, size = float(accelerator.reduce(total.to(lessons.models.device), "sum")) / len(batch), float(norm)
-    if not math.isfinite(value) or not math.isfinite(size):
-        raise TrainingError(f"the loss is not a number at step {step + 1}", do="lower [training] learning_rate and run again")
+    mine, size = _rows(lessons, step)
+    while True:
+        try:
+            value = _backward(lessons, mine, size)
+            break
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            _smaller(lessons, mine, step, error)
+    norm = float(lessons.accelerator.clip_grad_norm_(lessons.parameters, lessons.config.max_grad_norm))
+    _finite(lessons, value, norm, step)
     for group in lessons.optimizer.param_groups:
         group["lr"] = rate
     lessons.optimizer.step()
     lessons.optimizer.zero_grad(set_to_none=True)
-    decay = schedules.ema_decay(step, config.ema_decay)
-    torch._foreach_lerp_(lessons.average, [p.detach() for p in lessons.parameters], 1 - decay)
-    return value, size
+    if lessons.config.ema_decay:
+        decay = schedules.ema_decay(step, lessons.config.ema_decay)
+        torch._foreach_lerp_(lessons.average, [p.detach() for p in lessons.parameters], 1 - decay)
+    return value, norm
 
 
-def _batch(material: Material, config: Training, step: int) -> list[tuple[Item, int]]:
-    """The (item, epoch) pairs of one optimizer step: its share of rehearsal, the rest from the training pictures."""
-    size = config.batch_size * config.gradient_accumulation_steps
-    rehearsed = round(size * config.rehearsal_share) if material.rehearsal else 0
-    places = randomness.position(step, size - rehearsed, len(material.train), config.seed)
-    chosen = [(material.train[i], epoch) for i, epoch in places]
-    if rehearsed:
-        again = randomness.position(step, rehearsed, len(material.rehearsal), config.seed + 1)
-        chosen += [(material.rehearsal[i], epoch) for i, epoch in again]
-    return chosen
+def _rows(lessons: Lessons, step: int) -> tuple[list[Row], int]:
+    """This process' rows of the step, and how many all processes have together."""
+    config, objective, world = lessons.config, lessons.objective, lessons.accelerator.num_processes
+    chosen = material.batch(lessons.material, config, step)
+    times = material.timesteps(config, step, len(chosen), len(objective.alphas))
+    if len(chosen) < world:
+        raise BadConfigError(
+            f"a batch of {len(chosen)} does not go round {world} processes", do="raise batch_size, or start fewer"
+        )
+    mine = [
+        material.row(item, epoch, t, config, lessons.material.states, objective.scaling)
+        for (item, epoch), t in list(zip(chosen, times, strict=True))[lessons.accelerator.process_index :: world]
+    ]
+    if lessons.micro is None:
+        merged = MERGED_AREA[lessons.models.device.type] // mine[0].latents[0].numel() if config.merge_micro_batches else 0
+        lessons.micro = max(config.batch_size, merged)
+    return mine, len(chosen)
 
 
-def _losses(lessons: Lessons, rows: list[tuple[Item, int]], timesteps: Tensor) -> Tensor:
-    """Loss of each row, float32 (b,); view, noise and caption dropout follow from (seed, picture, epoch)."""
-    config, objective = lessons.config, lessons.objective
-    latents, noise, seen, states = [], [], [], []
-    pairs = zip(rows, timesteps.tolist(), strict=True)
-    timesteps = torch.tensor([t if item.timestep is None else item.timestep for (item, _), t in pairs])
-    for item, epoch in rows:
-        chance = randomness.generator(config.seed, item.name, epoch)
-        view, dropped = torch.rand(2, generator=chance).tolist()
-        latents.append(_latents(item, view, chance, objective.scaling))
-        drawn = torch.randn(latents[-1].shape, generator=chance) if item.noise is None else item.noise
-        if config.noise_offset:
-            drawn = drawn + config.noise_offset * torch.randn((len(drawn), 1, 1), generator=chance)
-        noise.append(drawn)
-        if config.input_perturbation:
-            drawn = drawn + config.input_perturbation * torch.randn(drawn.shape, generator=chance)
-        seen.append(drawn)
-        states.append(lessons.material.states("" if dropped < config.caption_dropout else item.caption))
-    clean, wanted, words, mixed_in = (torch.stack(x) for x in (latents, noise, states, seen))
-    losses = objective.losses(lessons.unet, clean, wanted, words, timesteps, mixed_in)
-    if config.snr_gamma is None:
-        return losses
-    return losses * diffusion.min_snr_weights(
-        timesteps.to(losses.device), objective.alphas, objective.prediction, config.snr_gamma
-    )
+def _backward(lessons: Lessons, mine: list[Row], size: int) -> float:
+    """Gradients of the mean loss over all processes' rows, each row weighing the same; returns that mean."""
+    accelerator, lessons_unet = lessons.accelerator, lessons.unet
+    lessons_unet.train()
+    total = torch.zeros((), device=lessons.models.device)
+    parts = list(micro_batches(mine, lessons.micro or 1))
+    for number, rows in enumerate(parts, 1):
+        with nullcontext() if number == len(parts) else accelerator.no_sync(lessons_unet):
+            losses = training_losses(lessons.objective, lessons_unet, rows, lessons.config)
+            accelerator.backward(losses.sum() * accelerator.num_processes / size)
+        total += losses.detach().sum()
+    return float(accelerator.reduce(total, "sum")) / size
 
 
-def _latents(item: Item, view: float, chance: torch.Generator, scaling: float) -> Tensor:
-    if item.moments is None:
-        return item.still(scaling)
-    moments = item.moments[int(view * len(item.moments))][None]
-    spread = torch.randn(moments[:, : moments.shape[1] // 2].shape, generator=chance)
-    return diffusion.sampled_latents(moments, spread, scaling)[0]
+def micro_batches(rows: Sequence[Row], most: int) -> Iterator[list[Row]]:
+    """The rows in parts of one shape and of `most` at most: what goes through the U-Net at once."""
+    shapes: dict[torch.Size, list[Row]] = {}
+    for row in rows:
+        shapes.setdefault(row.latents.shape, []).append(row)
+    for alike in shapes.values():
+        for first in range(0, len(alike), most):
+            yield alike[first : first + most]
+
+
+def _smaller(lessons: Lessons, mine: list[Row], step: int, error: BaseException) -> None:
+    """Halve the micro-batch after memory ran out: the same mathematics in more passes. Raises where that is no way out."""
+    if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+        raise error
+    now = min(lessons.micro or 1, max(len(part) for part in micro_batches(mine, len(mine))))
+    lessons.optimizer.zero_grad(set_to_none=True)
+    if now == 1 or lessons.accelerator.num_processes > 1:
+        raise TrainingError(
+            f"out of memory at step {step + 1} with {now} pictures a forward pass",
+            do="turn on gradient_checkpointing or use_8bit_adam, take method lora, or lower batch_size or the resolution",
+        ) from error
+    lessons.micro = now // 2
+    lessons.curve.append({"step": step + 1, "event": f"out of memory: {now // 2} pictures a forward pass instead of {now}"})
+    if lessons.models.device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _finite(lessons: Lessons, value: float, norm: float, step: int) -> None:
+    """A loss scaler may skip some steps at the start; anything else that is no number is the end."""
+    if math.isfinite(value) and math.isfinite(norm):
+        lessons.skipped = 0
+        return
+    lessons.skipped += 1
+    if not math.isfinite(value) or lessons.accelerator.scaler is None or lessons.skipped > SKIPS:
+        raise TrainingError(f"the loss is not a number at step {step + 1}", do="lower [training] learning_rate and run again")
 
 
 def _hold_out(lessons: Lessons, step: int) -> None:
@@ -282,26 +245,6 @@ def _hold_out(lessons: Lessons, step: int) -> None:
             with averaged(lessons):
                 losses = held_out_losses(lessons.unet, lessons.objective, items, lessons.material.states)
             lessons.curve.append({"step": step, "set": name, "losses": losses})
-
-
-@torch.no_grad()
-def held_out_losses(
-    unet: torch.nn.Module, objective: Objective, items: Sequence[Item], states: Callable[[str], Tensor]
-) -> dict[str, list[float]]:
-    """Item name -> loss at each of `BANDS` fixed timesteps, on noise = f(picture, timestep): no draw is left to chance."""
-    probes = diffusion.probe_timesteps(BANDS, len(objective.alphas))
-    unet.eval()
-    found = {}
-    for item in items:
-        clean = item.still(objective.scaling)
-        noise = torch.stack(
-            [torch.randn(clean.shape, generator=randomness.generator(0, "held out", item.name, b)) for b in range(BANDS)]
-        )
-        losses = objective.losses(
-            unet, clean.expand_as(noise), noise, states(item.caption).expand(BANDS, -1, -1), probes, noise
-        )
-        found[item.name] = [round(x, 6) for x in losses.tolist()]
-    return found
 
 
 @contextmanager
@@ -321,14 +264,42 @@ def averaged(lessons: Lessons) -> Iterator[None]:
 
 
 def _checkpoint(lessons: Lessons, step: int, folder: Path) -> None:
-    if not lessons.accelerator.is_main_process:
-        return
-    state = lessons.optimizer.state_dict()["state"]
-    kept = {f"weights.{n}": p.data for n, p in zip(lessons.names, lessons.parameters, strict=True)}
-    kept |= {f"average.{n}": a for n, a in zip(lessons.names, lessons.average, strict=True)}
-    kept |= {f"optimizer.{i}.{k}": torch.as_tensor(v) for i, entry in state.items() for k, v in entry.items()}
-    scaler = lessons.accelerator.scaler.state_dict() if lessons.accelerator.scaler else {}
-    checkpoints.save(folder, checkpoints.Checkpoint(step, kept, {"curve": lessons.curve, "scaler": scaler}))
+    lessons.accelerator.wait_for_everyone()
+    if lessons.accelerator.is_main_process:
+        checkpoints.save(folder, _state(lessons, step), lessons.config.checkpoints_kept)
+    lessons.accelerator.wait_for_everyone()
+
+
+def _files(config: Training) -> tuple[str, str]:
+    """Where weights and averaged weights lie below a checkpoint."""
+    if config.method == "full":
+        return "unet/diffusion_pytorch_model.safetensors", "unet_ema/diffusion_pytorch_model.safetensors"
+    return "lora/weights.safetensors", "lora_ema/weights.safetensors"
+
+
+def _state(lessons: Lessons, step: int) -> checkpoints.Checkpoint:
+    adam = lessons.optimizer.state_dict()["state"]
+    weights, averages = _files(lessons.config)
+    files = {
+        weights: {n: p.data for n, p in zip(lessons.names, lessons.parameters, strict=True)},
+        "optimizer.safetensors": {f"{i}.{k}": torch.as_tensor(v) for i, entry in adam.items() for k, v in entry.items()},
+    }
+    texts = {}
+    if lessons.config.ema_decay:
+        files[averages] = dict(zip(lessons.names, lessons.average, strict=True))
+    if lessons.config.method == "full":
+        texts = {f"{Path(name).parent}/config.json": lessons.models.unet.to_json_string() for name in files if "/" in name}
+    state = {
+        "asked": _asked(lessons), "steps": lessons.config.steps, "micro": lessons.micro, "curve": lessons.curve,
+        "scaler": lessons.accelerator.scaler.state_dict() if lessons.accelerator.scaler else {},
+    }  # fmt: skip
+    return checkpoints.Checkpoint(step, files, state, texts)
+
+
+def _asked(lessons: Lessons) -> dict[str, Any]:
+    """What the weights after some steps depend on, but for the number of steps to come."""
+    told = {"learning_rate": lessons.learning_rate, "pictures": len(lessons.material.train), "data": lessons.material.key}
+    return lessons.config.model_dump(mode="json", exclude=FREE) | told
 
 
 def _resume(lessons: Lessons, folder: Path) -> int:
@@ -336,20 +307,41 @@ def _resume(lessons: Lessons, folder: Path) -> int:
     found = checkpoints.latest(folder)
     if found is None:
         return 0
+    if found.state["asked"] != _asked(lessons):
+        differing = ", ".join(digests.differing_fields(found.state["asked"], _asked(lessons)))
+        raise BadConfigError(
+            f"the checkpoints in {folder} are of another training ({differing})", do="ask for the same, or take another folder"
+        )
+    _same_rates(lessons, found.step, found.state["steps"])
+    weights, averages = (found.files.get(name) for name in _files(lessons.config))
     for name, parameter, average in zip(lessons.names, lessons.parameters, lessons.average, strict=True):
-        parameter.data.copy_(found.tensors[f"weights.{name}"])
-        average.copy_(found.tensors[f"average.{name}"])
+        parameter.data.copy_((weights or {})[name])
+        if averages:
+            average.copy_(averages[name])
     state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in found.tensors.items():
-        if name.startswith("optimizer."):
-            _, number, key = name.split(".")
-            state.setdefault(int(number), {})[key] = tensor
+    for name, tensor in found.files["optimizer.safetensors"].items():
+        number, key = name.split(".")
+        state.setdefault(int(number), {})[key] = tensor
     whole = lessons.optimizer.state_dict()
     lessons.optimizer.load_state_dict({"state": state, "param_groups": whole["param_groups"]})
     if lessons.accelerator.scaler and found.state["scaler"]:
         lessons.accelerator.scaler.load_state_dict(found.state["scaler"])
-    lessons.curve = json.loads(json.dumps(found.state["curve"]))
+    lessons.curve, lessons.micro = json.loads(json.dumps(found.state["curve"])), found.state["micro"]
     return found.step
+
+
+def _same_rates(lessons: Lessons, done: int, steps: int) -> None:
+    """A training may be made longer or shorter where its learning rates so far would have been the same."""
+    config = lessons.config
+    then, now = (
+        [schedules.learning_rate(s, n, 1.0, config.warmup_steps, config.lr_scheduler) for s in range(done)]
+        for n in (steps, config.steps)
+    )
+    if then != now or done > config.steps:
+        raise BadConfigError(
+            f"{done} steps of {steps} are done, and {config.steps} are asked for now",
+            do="ask for the same number, or take another folder",
+        )
 
 
 @contextmanager

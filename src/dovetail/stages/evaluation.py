@@ -12,7 +12,7 @@ from dovetail.core import statistics, verdicts
 from dovetail.edges import pixels, plots
 from dovetail.edges.folders import Artifact, Desk, write_bytes, write_json, write_records
 from dovetail.edges.models import Judge, Models
-from dovetail.engines import learner, painter
+from dovetail.engines import material, objective, painter
 from dovetail.records import Example, Hints, Interval, ScoredSample
 
 UNIT = "points of the judge's score (100 x cosine)"
@@ -56,7 +56,7 @@ def evaluate(
         "other": asdict(forgot),
         "named": {axis: _named(samples, axis) for axis in ("target", "other")},
         "copies": copies,
-        "test_loss": _test_loss(learner.read_material(latents), base, tuned),
+        "test_loss": _test_loss(material.read_material(latents), base, tuned),
         "test_pictures": sum(e.split == "test" for e in examples),
     }
     write_json(desk.folder / "verdict.json", {k: _finite(v) for k, v in facts.items()})
@@ -152,12 +152,12 @@ def _scored(
     return samples
 
 
-def _test_loss(material: learner.Material, base: Models, tuned: Models) -> dict[str, object]:
+def _test_loss(pictures: material.Material, base: Models, tuned: Models) -> dict[str, object]:
     """The step loss on the test pictures, fixed noise and timesteps: base, tuned, and the paired difference by picture."""
-    if not material.test:
+    if not pictures.test:
         return {"base": None, "tuned": None, "change": asdict(statistics.paired_interval([], []))}
     found = {
-        who: learner.held_out_losses(m.unet, learner.Objective.of(m), material.test, material.states)
+        who: objective.held_out_losses(m.unet, objective.Objective.of(m), pictures.test, pictures.states)
         for who, m in (("base", base), ("tuned", tuned))
     }
     means = {who: {name: float(np.mean(values)) for name, values in losses.items()} for who, losses in found.items()}

@@ -39,6 +39,9 @@ def publish(
         model_edge.lora_files(tuned.unet, root)
         model_edge.fuse_lora(tuned.unet)
     model_edge.save_unet(tuned.unet, root / "unet", config.dtype)
+    if tuned.prediction:
+        (root / "scheduler" / "scheduler_config.json").unlink()  # a link to the base's own
+        tuned.scheduler().save_pretrained(root / "scheduler")
     write_json(root / "model_index.json", json.loads((base.folder / "model_index.json").read_text()))
     _read_back(tuned, root, config)
     examples = dataset.records(Example)

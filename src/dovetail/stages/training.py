@@ -7,7 +7,7 @@ from dovetail.config import Training
 from dovetail.edges import pixels, plots, tensors
 from dovetail.edges.folders import Artifact, Desk, write_bytes, write_json
 from dovetail.edges.models import Models
-from dovetail.engines import learner, painter
+from dovetail.engines import learner, material, painter
 from dovetail.errors import BadInputError
 from dovetail.records import Hints, LatentRow
 
@@ -18,8 +18,8 @@ def train(latents: Artifact, models: Models, hints: Hints, config: Training, des
     """Latents -> `weights.safetensors` (averaged), the curve, sample grids at fixed seeds, a loss plot."""
     rate = _rate(config, hints)
     rows = latents.records(LatentRow)
-    material = learner.read_material(latents)
-    if not material.train:
+    pictures = material.read_material(latents)
+    if not pictures.train:
         raise BadInputError(
             "no picture is left to learn from", do="add pictures, or lower [buildout] test_share and validation_share"
         )
@@ -32,7 +32,7 @@ def train(latents: Artifact, models: Models, hints: Hints, config: Training, des
 
     if not (desk.folder / "samples" / f"step-{0:07d}.png").exists():
         sample(0)
-    weights, curve = learner.teach(models, material, config, rate, desk.folder / "checkpoints", desk.show, sample)
+    weights, curve = learner.teach(models, pictures, config, rate, desk.folder / "checkpoints", desk.show, sample)
     write_bytes(desk.folder / "weights.safetensors", tensors.to_bytes(weights))
     write_bytes(desk.folder / "curve.jsonl", "".join(json.dumps(row, sort_keys=True) + "\n" for row in curve).encode())
     write_bytes(desk.folder / "loss.png", plots.loss_curves(curve))
@@ -41,8 +41,8 @@ def train(latents: Artifact, models: Models, hints: Hints, config: Training, des
         {
             "method": config.method, "learning_rate": rate, "steps": config.steps, "weights_digest": tensors.digest(weights),
             "pictures_seen": config.steps * config.batch_size * config.gradient_accumulation_steps,
-            "train_pictures": len(material.train), "validation_pictures": len(material.validation),
-            "rehearsal_pictures": len(material.rehearsal), "sample_prompts": prompts,
+            "train_pictures": len(pictures.train), "validation_pictures": len(pictures.validation),
+            "rehearsal_pictures": len(pictures.rehearsal), "sample_prompts": prompts,
         },
     )  # fmt: skip
     shutil.rmtree(desk.folder / "checkpoints")

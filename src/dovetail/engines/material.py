@@ -1,0 +1,129 @@
+"""What is learnt from: pictures in latent space with their captions, and the chance that each step plays with them."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dovetail.config import Training
+from dovetail.core import diffusion, randomness
+from dovetail.edges import folders, tensors
+from dovetail.records import LatentRow
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Item:
+    """A picture to learn from or to be tested on."""
+
+    name: str  # what its noise, timestep, view and dropout are keyed by
+    caption: str
+    moments: Tensor | None  # (views, 2c, h, w); None where `latents` are given
+    other_captions: tuple[str, ...] = ()  # each epoch takes one of all
+    latents: Tensor | None = None  # (c, h, w), scaled
+    noise: Tensor | None = None  # (c, h, w), where it is given and not drawn, as in a distillation
+    timestep: int | None = None  # likewise
+
+    def still(self, scaling: float) -> Tensor:
+        """Scaled latents (c, h, w) with no chance in them: the mean of the first view."""
+        if self.latents is not None:
+            return self.latents
+        assert self.moments is not None
+        return self.moments[0].chunk(2)[0] * scaling
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Material:
+    """What is learnt from, and what never is."""
+
+    train: Sequence[Item]
+    rehearsal: Sequence[Item]
+    validation: Sequence[Item]
+    test: Sequence[Item]
+    states: Callable[[str], Tensor]  # caption -> (tokens, width)
+    key: str = ""  # digest of all that, where it is known: a checkpoint of other material is refused
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """A picture as one step sees it, all chance decided."""
+
+    latents: Tensor  # (c, h, w), scaled
+    noise: Tensor  # what the U-Net is asked for
+    mixed_in: Tensor  # what it sees, mostly the same
+    states: Tensor  # (tokens, width)
+    timestep: int
+
+
+def read_material(latents: folders.Artifact) -> Material:
+    """What the processing stage left."""
+    rows = latents.records(LatentRow)
+    moments = tensors.read(latents.folder / "latents.safetensors")
+    states = tensors.read(latents.folder / "captions.safetensors")["states"]
+    numbers = {caption: i for i, caption in enumerate(json.loads((latents.folder / "captions.json").read_text()))}
+    split = {
+        name: [Item(name=r.item, caption=r.caption, moments=moments[r.item]) for r in rows if r.split == name]
+        for name in ("train", "validation", "test")
+    }
+    rehearsal = []
+    if (latents.folder / "rehearsal.json").exists():
+        captions = json.loads((latents.folder / "rehearsal.json").read_text())["captions"]
+        painted = tensors.read(latents.folder / "rehearsal.safetensors")["latents"]
+        rehearsal = [
+            Item(name=f"rehearsal {i}", caption=c, moments=None, latents=p)
+            for i, (c, p) in enumerate(zip(captions, painted, strict=True))
+        ]
+    return Material(rehearsal=rehearsal, states=lambda caption: states[numbers[caption]], key=latents.content, **split)
+
+
+def batch(material: Material, config: Training, step: int) -> list[tuple[Item, int]]:
+    """The (item, epoch) pairs of one optimizer step: its share of rehearsal, the rest from the training pictures."""
+    size = config.batch_size * config.gradient_accumulation_steps
+    rehearsed = round(size * config.rehearsal_share) if material.rehearsal else 0
+    places = randomness.position(step, size - rehearsed, len(material.train), config.seed)
+    chosen = [(material.train[i], epoch) for i, epoch in places]
+    if rehearsed:
+        again = randomness.position(step, rehearsed, len(material.rehearsal), config.seed + 1)
+        chosen += [(material.rehearsal[i], epoch) for i, epoch in again]
+    return chosen
+
+
+def timesteps(config: Training, step: int, size: int, count: int) -> list[int]:
+    """One from each of `size` equal bands of 0..count-1, dealt at random to the rows of the global batch."""
+    offsets = torch.rand(size, generator=randomness.generator(config.seed, "timestep", step))
+    order = torch.randperm(size, generator=randomness.generator(config.seed, "bands", step))
+    return diffusion.stratified_timesteps(offsets, count)[order].tolist()
+
+
+def row(item: Item, epoch: int, timestep: int, config: Training, states: Callable[[str], Tensor], scaling: float) -> Row:
+    """View, noise, caption and caption dropout follow from (seed, picture, epoch)."""
+    chance = randomness.generator(config.seed, item.name, epoch)
+    view, dropped = torch.rand(2, generator=chance).tolist()
+    latents = _latents(item, view, chance, scaling)
+    noise = torch.randn(latents.shape, generator=chance) if item.noise is None else item.noise
+    if config.noise_offset:
+        noise = noise + config.noise_offset * torch.randn((len(noise), 1, 1), generator=chance)
+    mixed_in = noise
+    if config.input_perturbation:
+        mixed_in = noise + config.input_perturbation * torch.randn(noise.shape, generator=chance)
+    caption = "" if dropped < config.caption_dropout else _caption(item, epoch, config.seed)
+    return Row(
+        latents=latents, noise=noise, mixed_in=mixed_in, states=states(caption),
+        timestep=timestep if item.timestep is None else item.timestep,
+    )  # fmt: skip
+
+
+def _caption(item: Item, epoch: int, seed: int) -> str:
+    if not item.other_captions:
+        return item.caption
+    every = (item.caption, *item.other_captions)
+    return every[int(torch.randint(len(every), (), generator=randomness.generator(seed, "caption", item.name, epoch)))]
+
+
+def _latents(item: Item, view: float, chance: torch.Generator, scaling: float) -> Tensor:
+    if item.moments is None:
+        return item.still(scaling)
+    moments = item.moments[int(view * len(item.moments))][None]
+    spread = torch.randn(moments[:, : moments.shape[1] // 2].shape, generator=chance)
+    return diffusion.sampled_latents(moments, spread, scaling)[0]
