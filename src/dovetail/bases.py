@@ -19,13 +19,18 @@ HINTS = "hints.json"
 DEFAULT_JUDGE = "openai/clip-vit-base-patch32"
 
 
-def find(name: str) -> Path:
-    """The diffusers folder that a base's name stands for."""
+def find(name: str, revision: str | None = None, downloads: str | None = None) -> Path:
+    """The diffusers folder that a base's name stands for; `revision` and folder of `downloads` are for hub ids."""
     if name == "embedded" and (EMBEDDED / "model_index.json").exists():
         return EMBEDDED  # without loading the libraries that the other kinds need
     from dovetail.edges import models
 
-    return models.resolve(name, EMBEDDED, default_root().parent / "converted")
+    return models.resolve(name, EMBEDDED, default_root().parent / "converted", revision, downloads)
+
+
+def part_digest(folder: Path, part: str) -> str:
+    """Digest of the files of one part of a diffusers folder: `vae`, say."""
+    return digests.of_files(digest_folder(folder / part))
 
 
 def artifact(name: str, run: Run) -> Artifact:

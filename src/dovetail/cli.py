@@ -1,6 +1,7 @@
 """The command line: parse, call, print, exit."""
 
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -347,6 +348,11 @@ def main() -> None:
     """Run the command line; every failure is one line on standard error and an exit code."""
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
+        if sys.argv[1:2] == ["train"] and any(re.match(r"--[a-z]\w*_", word) for word in sys.argv[2:]):
+            from dovetail import flags, launch  # flags of the diffusers example
+
+            launch.run(*flags.parse(sys.argv[2:]))
+            return
         if app(standalone_mode=False) == 130:  # typer turns Ctrl-C into this
             raise KeyboardInterrupt
     except DovetailError as error:

@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+Precision = Literal["bf16", "fp16", "no"]
 Schedule = Literal["constant", "cosine", "linear", "polynomial", "warmup_stable_decay"]
 
 
@@ -84,6 +85,7 @@ class Training(Table):
     ema_decay: float = Field(
         0.99, ge=0, lt=1, description="of the averaged weights, which are the ones published; 0 means none are kept"
     )
+    ema_on_cpu: bool = Field(False, description="keep the averaged weights in main memory")
     lora_rank: int = Field(16, gt=0)
     lora_alpha: int = Field(16, gt=0)
     rehearsal_share: float = Field(0.25, ge=0, lt=1, description="of each batch, where rehearsal pictures exist")
@@ -95,7 +97,7 @@ class Training(Table):
     prediction_type: Literal["epsilon", "v_prediction", "sample"] | None = Field(
         None, description="what the U-Net is to predict; empty means what it predicts already"
     )
-    mixed_precision: Literal["bf16", "fp16", "no"] = "bf16"
+    mixed_precision: Precision = "bf16"
     merge_micro_batches: bool = Field(
         True, description="accumulated pictures go through the U-Net together where they are small: the same mathematics"
     )

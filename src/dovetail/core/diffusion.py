@@ -31,9 +31,7 @@ def target(latents: Tensor, noise: Tensor, timesteps: Tensor, alphas_cumprod: Te
     return a.sqrt() * noise - (1 - a).sqrt() * latents
 
 
-def predicted_noise(
-    said: Tensor, seen: Tensor, timesteps: Tensor, alphas_cumprod: Tensor, prediction: Prediction
-) -> Tensor:
+def predicted_noise(said: Tensor, seen: Tensor, timesteps: Tensor, alphas_cumprod: Tensor, prediction: Prediction) -> Tensor:
     """The noise (b, c, h, w) that a prediction `said` of the noisy latents `seen` stands for.
 
     For clean latents it is (x_t - sqrt(a) x_0) / sqrt(1 - a); for v, sqrt(a) v + sqrt(1 - a) x_t.

@@ -20,6 +20,7 @@ from rich.progress import (
 from rich.text import Text
 
 Item = TypeVar("Item")
+LOG_SECONDS = 60  # between lines where there is no terminal to draw a bar on
 
 
 class _Rate(ProgressColumn):
@@ -58,10 +59,17 @@ class Show:
         with Progress(*columns, console=self.console, disable=not self.console.is_terminal) as progress:
             task = progress.add_task(what, total=total, completed=done, note="")
 
+            said = started
+
             def advance(count: int, note: str) -> None:
+                nonlocal said
                 progress.update(task, advance=count)
                 if note:
                     progress.update(task, note=note)
+                if not self.console.is_terminal and (now := time.perf_counter()) > said + LOG_SECONDS:
+                    said, at = now, progress.tasks[0].completed
+                    left = (now - started) / max(1, at - done) * (total - at) / 60
+                    self.say(f"{what}: {at:.0f} of {total}, {left:.0f} minutes left  {note}")
 
             yield advance
         if not self.console.is_terminal:

@@ -16,13 +16,15 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
+from diffusers.utils import logging as diffusers_logging
 from torch import Tensor
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
-from dovetail.errors import ModelError
+from dovetail.errors import ModelError, StoreError
 
 transformers_logging.disable_progress_bar()
+diffusers_logging.disable_progress_bar()
 
 LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "net.0.proj", "net.2", "conv1", "conv2"]
 
@@ -39,28 +41,31 @@ class Models:
     folder: Path
     device: torch.device
     prediction: str | None = None  # where the U-Net was taught to predict something else than the folder says
+    variant: str | None = None  # which weight files: "fp16", say
+    unet_from: Path | None = None  # folder of another revision that has the U-Net
 
     @cached_property
     def unet(self) -> UNet2DConditionModel:
         """The denoiser."""
-        unet = _load(UNet2DConditionModel, self.folder / "unet")
+        unet = _load(UNet2DConditionModel, (self.unet_from or self.folder) / "unet", self.variant)
         unet.set_attn_processor(AttnProcessor() if self.device.type == "cpu" else AttnProcessor2_0())
         return unet.to(self.device).eval().requires_grad_(False)
 
     @cached_property
     def vae(self) -> AutoencoderKL:
         """The way into and out of latent space."""
-        return _load(AutoencoderKL, self.folder / "vae").to(self.device).eval().requires_grad_(False)
+        return _load(AutoencoderKL, self.folder / "vae", self.variant).to(self.device).eval().requires_grad_(False)
 
     @cached_property
     def text_encoder(self) -> CLIPTextModel:
         """Words to states."""
-        return _load(CLIPTextModel, self.folder / "text_encoder").to(self.device).eval().requires_grad_(False)
+        text_encoder = _load(CLIPTextModel, self.folder / "text_encoder", self.variant)
+        return text_encoder.to(self.device).eval().requires_grad_(False)
 
     @cached_property
     def tokenizer(self) -> CLIPTokenizer:
         """Text to token numbers."""
-        return _load(CLIPTokenizer, self.folder / "tokenizer", weights=False)
+        return _load(CLIPTokenizer, self.folder / "tokenizer")
 
     def scheduler(self) -> Any:
         """A fresh scheduler of the class and configuration that the folder names (it holds state while it is used)."""
@@ -116,11 +121,10 @@ def in_bf16(unet: UNet2DConditionModel) -> Any:
     return call
 
 
-def _load(kind: Any, folder: Path, weights: bool = True) -> Any:
+def _load(kind: Any, folder: Path, variant: str | None = None) -> Any:
     try:
-        extra = {"torch_dtype": torch.float32, "use_safetensors": True} if weights and kind is not CLIPTextModel else {}
-        if kind is CLIPTextModel:
-            extra = {"dtype": torch.float32, "use_safetensors": True}
+        dtype = "dtype" if kind is CLIPTextModel else "torch_dtype"
+        extra = {} if kind is CLIPTokenizer else {dtype: torch.float32, "use_safetensors": True, "variant": variant}
         return kind.from_pretrained(folder, local_files_only=True, **extra)
     except Exception as error:  # each library raises its own kinds; the user needs one line
         raise ModelError(
@@ -129,8 +133,8 @@ def _load(kind: Any, folder: Path, weights: bool = True) -> Any:
         ) from error
 
 
-def resolve(name: str, embedded: Path, cache: Path) -> Path:
-    """The diffusers folder of `embedded`, a folder, a hub id or a `.safetensors` file.
+def resolve(name: str, embedded: Path, cache: Path, revision: str | None = None, downloads: str | None = None) -> Path:
+    """The diffusers folder of `embedded`, a folder, a hub id (at a revision) or a `.safetensors` file.
 
     Raises ModelError where there is none, or the hub cannot be reached.
     """
@@ -147,7 +151,7 @@ def resolve(name: str, embedded: Path, cache: Path) -> Path:
         return _from_single_file(path, cache)
     if path.suffix in (".ckpt", ".pt", ".bin", ".pth"):
         raise ModelError(f"{path} is a pickle, which can run code when it is read", do="convert it to .safetensors first")
-    return _from_hub(name)
+    return _from_hub(name, revision, downloads)
 
 
 def _from_single_file(path: Path, cache: Path) -> Path:
@@ -170,7 +174,7 @@ def _from_single_file(path: Path, cache: Path) -> Path:
     return target
 
 
-def _from_hub(name: str) -> Path:
+def _from_hub(name: str, revision: str | None, downloads: str | None) -> Path:
     from huggingface_hub import snapshot_download
 
     if name.count("/") != 1:
@@ -180,7 +184,7 @@ def _from_hub(name: str) -> Path:
         )
     wanted = ["*.json", "*.txt", "*/*.json", "*/*.txt", "*/*.safetensors", "LICENSE*", "README.md"]
     try:
-        return Path(snapshot_download(name, allow_patterns=wanted))
+        return Path(snapshot_download(name, revision=revision, cache_dir=downloads, allow_patterns=wanted))
     except Exception as error:
         raise ModelError(
             f"cannot fetch {name} from the hub: {_first_line(error)}",
@@ -254,6 +258,16 @@ def save_unet(unet: UNet2DConditionModel, folder: Path, dtype: str) -> None:
         unet.to(getattr(torch, dtype)).save_pretrained(folder, safe_serialization=True)
         for parameter, data in kept.items():
             parameter.data = data
+
+
+def same_unet(unet: UNet2DConditionModel, folder: Path, dtype: str) -> None:
+    """Read the U-Net of a written folder back and compare. Raises StoreError where a weight differs."""
+    written, kind = Models(folder, torch.device("cpu")).unet.state_dict(), getattr(torch, dtype)
+    for name, tensor in unet.state_dict().items():
+        if name not in written or not torch.equal(written[name], tensor.cpu().to(kind).float()):
+            raise StoreError(
+                f"the written U-Net differs from the trained one at {name}", do="check the disk and run the same command again"
+            )
 
 
 class Judge:

@@ -110,11 +110,14 @@ def read(path: Path) -> np.ndarray:
     return decode(path.read_bytes(), (255, 255, 255)).pixels
 
 
-def resized(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Lanczos, to exactly that size."""
+RESAMPLES = {filter.name.lower(): filter for filter in Image.Resampling}  # names of ways to resize
+
+
+def resized(pixels: np.ndarray, width: int, height: int, resample: str = "lanczos") -> np.ndarray:
+    """To exactly that size, by one of `RESAMPLES`."""
     if pixels.shape[:2] == (height, width):
         return pixels
-    return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS))
+    return np.asarray(Image.fromarray(pixels).resize((width, height), RESAMPLES[resample]))
 
 
 def png(pixels: np.ndarray, text: dict[str, str] | None = None) -> bytes:

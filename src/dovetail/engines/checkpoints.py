@@ -35,9 +35,7 @@ def save(root: Path, checkpoint: Checkpoint, kept: int | None) -> None:
         sums = {name: tensors.write(temporary / name, data) for name, data in checkpoint.files.items()}
         for name, text in checkpoint.texts.items():
             folders.write_bytes(temporary / name, text.encode())
-        folders.write_json(
-            temporary / "state.json", {"step": checkpoint.step, "sha256": sums, "state": checkpoint.state}
-        )
+        folders.write_json(temporary / "state.json", {"step": checkpoint.step, "sha256": sums, "state": checkpoint.state})
         shutil.rmtree(final, ignore_errors=True)  # a damaged one, passed over when this training was taken up again
         with folders.writing(final):
             temporary.rename(final)
@@ -53,6 +51,14 @@ def every(root: Path) -> list[Path]:
     """The checkpoint folders below `root`, oldest first."""
     found = [p for p in root.glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdecimal()]
     return sorted(found, key=lambda p: int(p.name.removeprefix("checkpoint-")))
+
+
+def put_aside(root: Path, step: int) -> None:
+    """Rename the checkpoints after `step` to `left-checkpoint-N`: another training goes on from there."""
+    for newer in every(root):
+        if int(newer.name.removeprefix("checkpoint-")) > step:
+            shutil.rmtree(aside := newer.with_name(f"left-{newer.name}"), ignore_errors=True)
+            newer.rename(aside)
 
 
 def latest(root: Path) -> Checkpoint | None:

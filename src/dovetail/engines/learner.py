@@ -62,16 +62,18 @@ def teach(
     show: folders.Showing,
     on_sample: Callable[[int], None],
     on_step: Callable[[int, dict[str, float]], None] = lambda step, numbers: None,
+    start: Path | None = None,
 ) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
     """Train for `config.steps` optimizer steps; returns the averaged weights by name and the curve.
 
     `folder` holds the checkpoints; called again on the same folder after a kill, it goes on from the newest whole one
-    and ends with the same weights. `on_sample(step)` is called with the averaged weights in place, `on_step(step, numbers)`
-    with loss, gradient norm and learning rate. Raises TrainingError where the loss is no number or memory does not do,
-    BadConfigError where the checkpoints are of a training that was asked for otherwise.
+    and ends with the same weights; `start` is another one to go on from, and newer ones are put aside. `on_sample(step)` is
+    called with the averaged weights in place, `on_step(step, numbers)` with loss, gradient norm and learning rate.
+    Raises TrainingError where the loss is no number or memory does not do, BadConfigError where the checkpoints are of a
+    training that was asked for otherwise.
     """
     lessons = _prepare(models, material, config, learning_rate)
-    first = _resume(lessons, folder)
+    first = _resume(lessons, folder, start)
     if first == 0:
         _hold_out(lessons, 0)
     times: deque[float] = deque([time.perf_counter()], maxlen=50)
@@ -120,8 +122,10 @@ def _prepare(models: Models, material: Material, config: Training, learning_rate
     # One process may train several times, each time in another precision; accelerate would keep the first.
     AcceleratorState._reset_state()
     accelerator = Accelerator(mixed_precision=precision, cpu=models.device.type == "cpu")
+    accelerator.gradient_accumulation_steps = 1  # whatever the launcher says: the loss is weighed here
     prepared, optimizer = accelerator.prepare(unet, _optimizer(parameters, config))
-    average = [p.detach().clone() if config.ema_decay else p.detach() for p in parameters]
+    place = "cpu" if config.ema_on_cpu else models.device
+    average = [p.detach().to(place, copy=True) if config.ema_decay else p.detach() for p in parameters]
     return Lessons(
         models=models, material=material, config=config, learning_rate=learning_rate, accelerator=accelerator,
         unet=prepared, optimizer=optimizer, parameters=parameters, names=[n for n, _ in named], average=average,
@@ -161,7 +165,8 @@ def _step(lessons: Lessons, step: int, rate: float) -> tuple[float, float]:
     lessons.optimizer.zero_grad(set_to_none=True)
     if lessons.config.ema_decay:
         decay = schedules.ema_decay(step, lessons.config.ema_decay)
-        torch._foreach_lerp_(lessons.average, [p.detach() for p in lessons.parameters], 1 - decay)
+        weights = [p.detach().to(a.device) for p, a in zip(lessons.parameters, lessons.average, strict=True)]
+        torch._foreach_lerp_(lessons.average, weights, 1 - decay)
     return value, norm
 
 
@@ -252,7 +257,7 @@ def averaged(lessons: Lessons) -> Iterator[None]:
     """The averaged weights in the model's place."""
     kept = [p.data for p in lessons.parameters]
     for parameter, average in zip(lessons.parameters, lessons.average, strict=True):
-        parameter.data = average
+        parameter.data = average.to(parameter.device)
     was = lessons.unet.training
     lessons.unet.eval()
     try:
@@ -302,11 +307,13 @@ def _asked(lessons: Lessons) -> dict[str, Any]:
     return lessons.config.model_dump(mode="json", exclude=FREE) | told
 
 
-def _resume(lessons: Lessons, folder: Path) -> int:
-    """Put the newest whole checkpoint in place; returns the optimizer steps done."""
-    found = checkpoints.latest(folder)
+def _resume(lessons: Lessons, folder: Path, start: Path | None) -> int:
+    """Put the newest whole checkpoint in place, or that of `start`; returns the optimizer steps done."""
+    found = checkpoints.read(start) if start else checkpoints.latest(folder)
     if found is None:
         return 0
+    if start and lessons.accelerator.is_main_process:
+        checkpoints.put_aside(folder, found.step)
     if found.state["asked"] != _asked(lessons):
         differing = ", ".join(digests.differing_fields(found.state["asked"], _asked(lessons)))
         raise BadConfigError(

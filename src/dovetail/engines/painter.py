@@ -69,6 +69,11 @@ def paint(
     latents = paint_latents(
         models, orders, steps=steps, guidance_scale=guidance_scale, batch_size=batch_size, unet=unet, on_batch=on_batch
     )
+    return decoded(models, latents, batch_size)
+
+
+def decoded(models: Models, latents: Tensor, batch_size: int) -> list[np.ndarray]:
+    """uint8 pictures (H, W, 3) of scaled latents (pictures, c, h, w)."""
     return [picture for part in latents.split(batch_size) for picture in models.decode(part)]
 
 

@@ -2,16 +2,15 @@
 
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from dovetail.config import Processing
-from dovetail.core import crops, digests
+from dovetail.core import digests
 from dovetail.edges import pixels, tensors
 from dovetail.edges.folders import Artifact, Desk, write_bytes, write_json, write_records
 from dovetail.edges.models import Models
-from dovetail.engines import painter
+from dovetail.engines import encoder, painter
 from dovetail.records import Example, Hints, LatentRow
 
 BATCH = 16
@@ -25,9 +24,11 @@ def process(dataset: Artifact, base: Artifact, models: Models, config: Processin
     """
     examples = dataset.records(Example)
     side = config.resolution or models.resolution
-    recipe = {"side": side, "centre": config.centre_crop, "flip": config.random_flip, "vae": _part_digest(base, "vae/")}
-    rows = [_row(example, recipe) for example in examples]
-    moments = _moments(rows, examples, dataset.folder / "dataset", models, config, side, desk)
+    seen = encoder.Recipe(
+        side=side, centre=config.centre_crop, flip=config.random_flip, resample="lanczos", vae=_part_digest(base, "vae/")
+    )
+    rows = [_row(example, seen) for example in examples]
+    moments = _moments(rows, examples, dataset.folder / "dataset", models, seen, desk)
     prompts = list(config.rehearsal_prompts) or hints.rehearsal
     rehearsed = [prompts[i % len(prompts)] for i in range(config.rehearsal_pictures)] if prompts else []
     captions = sorted({"", *(e.caption for e in examples), *rehearsed})
@@ -45,8 +46,8 @@ def process(dataset: Artifact, base: Artifact, models: Models, config: Processin
     write_records(desk.folder / "records.jsonl", rows)
 
 
-def _row(example: Example, recipe: dict[str, object]) -> LatentRow:
-    item = digests.of_data([example.file.split("/")[1], recipe])
+def _row(example: Example, recipe: encoder.Recipe) -> LatentRow:
+    item = digests.of_data([example.file.split("/")[1], recipe.digest])
     return LatentRow(
         item=item,
         key=example.key,
@@ -67,8 +68,7 @@ def _moments(
     examples: list[Example],
     root: Path,
     models: Models,
-    config: Processing,
-    side: int,
+    recipe: encoder.Recipe,
     desk: Desk,
 ) -> dict[str, Tensor]:
     """Item digest -> moments (views, 2c, h, w); what an earlier artifact holds is taken from there."""
@@ -78,20 +78,8 @@ def _moments(
         known |= {k: v for k, v in tensors.read(artifact.folder / "latents.safetensors").items() if k in wanted}
     todo = [(row, example) for row, example in zip(rows, examples, strict=True) if row.item not in known]
     for row, example in desk.show.track(todo, "pictures to latents", len(todo)):
-        views = crops.views(
-            example.width, example.height, side, centre=config.centre_crop, flip=config.random_flip, key=example.key
-        )
-        picture = pixels.read(root / row.file)
-        batch = torch.stack([_cut_out(picture, view, side) for view in views])
-        known[row.item] = models.moments(batch).cpu()
+        known[row.item] = models.moments(encoder.cut_outs(pixels.read(root / row.file), recipe, example.key)).cpu()
     return known
-
-
-def _cut_out(picture: np.ndarray, view: crops.View, side: int) -> Tensor:
-    """Pixels (3, side, side) in -1..1 of one view."""
-    scaled = pixels.resized(picture, view.width, view.height)[view.top : view.top + side, view.left : view.left + side]
-    seen = scaled[:, ::-1] if view.mirrored else scaled
-    return torch.from_numpy(seen.copy()).permute(2, 0, 1).float() / 127.5 - 1
 
 
 def _states(captions: list[str], models: Models, desk: Desk) -> Tensor:

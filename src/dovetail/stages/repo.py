@@ -5,8 +5,6 @@ import shutil
 from importlib.metadata import version
 from pathlib import Path
 
-import torch
-
 from dovetail.config import Repo
 from dovetail.core import cards, digests
 from dovetail.edges import models as model_edge
@@ -14,7 +12,6 @@ from dovetail.edges import pixels
 from dovetail.edges.folders import Artifact, Desk, digest_folder, link_or_copy, write_bytes, write_json
 from dovetail.edges.models import Models
 from dovetail.edges.registry import Registry
-from dovetail.errors import StoreError
 from dovetail.records import Example, Rejected, ScoredSample
 
 KEPT_FROM_BASE = ("vae", "text_encoder", "tokenizer", "scheduler", "feature_extractor", "safety_checker")
@@ -43,7 +40,7 @@ def publish(
         (root / "scheduler" / "scheduler_config.json").unlink()  # a link to the base's own
         tuned.scheduler().save_pretrained(root / "scheduler")
     write_json(root / "model_index.json", json.loads((base.folder / "model_index.json").read_text()))
-    _read_back(tuned, root, config)
+    model_edge.same_unet(tuned.unet, root, config.dtype)
     examples = dataset.records(Example)
     told = json.loads((verdict.folder / "verdict.json").read_text())
     write_bytes(root / "eval" / "before-after.png", before_after(verdict))
@@ -78,17 +75,6 @@ def before_after(verdict: Artifact) -> bytes:
     pictures = [pixels.read(verdict.folder / f) for f in files]
     times = max(1, 192 // pictures[0].shape[0])
     return pixels.png(pixels.grid([pixels.enlarged(p, times) for p in pictures], len(chosen), gap=8))
-
-
-def _read_back(tuned: Models, root: Path, config: Repo) -> None:
-    written = Models(root, torch.device("cpu")).unet.state_dict()
-    kind = getattr(torch, config.dtype)
-    for name, tensor in tuned.unet.state_dict().items():
-        if name not in written or not torch.equal(written[name], tensor.cpu().to(kind).float()):
-            raise StoreError(
-                f"the written U-Net differs from the trained one at {name}",
-                do="check the disk and run the same command again",
-            )
 
 
 def _base_licence(base: Artifact) -> str:

@@ -1,0 +1,152 @@
+"""The encoder: pictures through the VAE and captions through the text encoder once, kept by what they depend on.
+
+Latents lie at CACHE/latents/<recipe>/<ab>/<picture>.safetensors, so that another run of the same pictures, with whatever
+other flags, finds them; a picture that changes is another picture.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dovetail.core import crops, digests
+from dovetail.edges import pixels, tensors
+from dovetail.edges.folders import Showing, writing
+from dovetail.edges.models import Models
+from dovetail.engines.material import Item
+from dovetail.errors import BadInputError
+
+AHEAD = 2  # pictures a decoding thread may be ahead of the VAE
+CAPTIONS = 16  # a pass of the text encoder
+WHITE = (255, 255, 255)  # shows through transparent pixels
+MOST_STATES = 2 * 2**30  # bytes of text states that are kept in memory
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """How a picture is seen."""
+
+    side: int
+    centre: bool
+    flip: bool
+    resample: str
+    vae: str  # digest of its files
+
+    @property
+    def digest(self) -> str:
+        """Of all that latents depend on but the picture."""
+        return digests.of_data([1, self.side, self.centre, self.flip, self.resample, self.vae])[:24]
+
+
+def cut_outs(picture: np.ndarray, recipe: Recipe, key: str) -> Tensor:
+    """Pixels (views, 3, side, side) in -1..1 of every view of a picture, uint8 (height, width, 3)."""
+    height, width = picture.shape[:2]
+    views = crops.views(width, height, recipe.side, centre=recipe.centre, flip=recipe.flip, key=key)
+    scaled = pixels.resized(picture, views[0].width, views[0].height, recipe.resample)
+    seen = []
+    for view in views:
+        cut = scaled[view.top : view.top + recipe.side, view.left : view.left + recipe.side]
+        seen.append(torch.from_numpy((cut[:, ::-1] if view.mirrored else cut).copy()))
+    return torch.stack(seen).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+class Latents:
+    """VAE moments (views, 2c, h, w) on disk, by picture."""
+
+    def __init__(self, cache: Path, recipe: Recipe) -> None:
+        self.folder, self.recipe = cache / "latents" / recipe.digest, recipe
+
+    def file(self, key: str) -> Path:
+        """Where those of the picture with this SHA-256 lie."""
+        return self.folder / key[:2] / f"{key}.safetensors"
+
+    def __getitem__(self, key: str) -> Tensor:
+        return tensors.read(self.file(key))["moments"]
+
+    def fill(
+        self, models: Models, read: Sequence[Callable[[], bytes]], keys: Sequence[str], workers: int, show: Showing
+    ) -> dict[int, str]:
+        """Encode what is not there yet. Returns row number -> reason for the pictures that cannot be read."""
+        todo = [i for i, key in enumerate(keys) if not self.file(key).exists()]
+        todo = list({keys[i]: i for i in reversed(todo)}.values())[::-1]  # the same picture once
+        faults: dict[int, str] = {}
+
+        def decoded(i: int) -> Tensor | str:
+            try:
+                return cut_outs(pixels.decode(read[i](), WHITE).pixels, self.recipe, keys[i])
+            except BadInputError as error:
+                return str(error)
+
+        with ThreadPoolExecutor(max(1, workers)) as pool, show.bar("pictures to latents", len(todo)) as advance:
+            ahead = [pool.submit(decoded, i) for i in todo[: AHEAD * max(1, workers)]]
+            for place, i in enumerate(todo):
+                seen = ahead.pop(0).result()
+                if (later := place + AHEAD * max(1, workers)) < len(todo):
+                    ahead.append(pool.submit(decoded, todo[later]))
+                if isinstance(seen, str):
+                    faults[i] = seen
+                else:
+                    self._keep(keys[i], models.moments(seen).cpu())
+                advance(1, "")
+        return {i: faults[j] for i, key in enumerate(keys) for j in faults if keys[j] == key}
+
+    def _keep(self, key: str, moments: Tensor) -> None:
+        file = self.file(key)
+        temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+        tensors.write(temporary, {"moments": moments})
+        with writing(file):
+            temporary.replace(file)
+
+
+class Stored(Sequence[Item]):
+    """Items whose moments are read from disk when asked for; `name` is the SHA-256 of the picture."""
+
+    def __init__(self, latents: Latents, items: Sequence[Item]) -> None:
+        self.latents, self.items = latents, items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @overload
+    def __getitem__(self, index: int) -> Item: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Item]: ...
+    def __getitem__(self, index: int | slice) -> Item | list[Item]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        item = self.items[index]
+        return replace(item, moments=self.latents[item.name])
+
+
+class States:
+    """Text states (tokens, width) of captions, each computed once and kept while memory allows."""
+
+    def __init__(self, models: Models) -> None:
+        self.models, self.known, self.bytes = models, dict[str, Tensor](), 0
+
+    def fill(self, captions: Sequence[str], show: Showing) -> None:
+        """Compute those of many captions, up to what is kept in memory."""
+        todo = sorted(set(captions) - self.known.keys())
+        with show.bar("captions to embeddings", len(todo)) as advance:
+            for first in range(0, len(todo), CAPTIONS):
+                part = todo[first : first + CAPTIONS]
+                if self.bytes < MOST_STATES:
+                    self._keep(part)
+                advance(len(part), "")
+
+    def _keep(self, captions: list[str]) -> Tensor:
+        states = self.models.embed(captions).cpu()
+        if self.bytes < MOST_STATES:
+            self.known |= dict(zip(captions, states, strict=True))
+            self.bytes += states.numel() * states.element_size()
+        return states
+
+    def __call__(self, caption: str) -> Tensor:
+        """The states of one caption."""
+        return self.known[caption] if caption in self.known else self._keep([caption])[0]

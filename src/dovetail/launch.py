@@ -1,0 +1,225 @@
+"""The launch command of the diffusers example `train_text_to_image.py`: its flags, names, defaults and meaning (0.40 to 0.42).
+
+What the flags ask for is done by the parts that the ten stages use: the encoder, the learner, the painter.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from dovetail import bases
+from dovetail import flags as asked
+from dovetail.config import Precision
+from dovetail.core import digests
+from dovetail.errors import BadConfigError, BadInputError, DovetailError
+
+if TYPE_CHECKING:
+    from dovetail.edges.models import Models
+    from dovetail.edges.tables import Table
+    from dovetail.engines.material import Material
+
+SAMPLE_STEPS, SAMPLE_SEED = 20, 0
+KEPT = ("vae", "text_encoder", "tokenizer", "scheduler", "feature_extractor", "safety_checker", "image_encoder")
+
+
+def resume(flags: argparse.Namespace, out: Path) -> Path | None:
+    """The checkpoint to start from, where one is named; checks that none is overwritten unasked."""
+    from dovetail.engines import checkpoints
+
+    wanted, there = flags.resume_from_checkpoint, checkpoints.every(out)
+    if wanted is None:
+        if there:
+            raise BadConfigError(
+                f"{out} holds {there[-1].name} of an earlier training",
+                do="give --resume_from_checkpoint=latest to go on with it, or another --output_dir",
+            )
+        return None
+    if wanted == "latest":
+        return None  # the learner finds the newest that is whole
+    named = next((p for p in (Path(wanted), out / Path(wanted).name) if p.is_dir()), None)
+    if named is None:
+        raise BadConfigError(
+            f"there is no checkpoint {wanted}", do=f"give latest, or one of {', '.join(p.name for p in there) or 'none yet'}"
+        )
+    return named
+
+
+def material(flags: argparse.Namespace, table: "Table", models: "Models", out: Path, show: Any) -> "Material":
+    """Pictures and captions, encoded once: latents on disk, text states in memory."""
+    from accelerate import PartialState
+
+    from dovetail.edges.folders import write_bytes
+    from dovetail.edges.registry import default_root
+    from dovetail.engines import encoder
+    from dovetail.engines.material import Item, Material
+
+    state = PartialState()
+    captions = list(table.captions())
+    keys = [hashlib.sha256(row.data).hexdigest() for row in show.track(table, "pictures", len(table))]
+    recipe = encoder.Recipe(
+        side=flags.resolution, centre=flags.center_crop, flip=flags.random_flip, resample=flags.image_interpolation_mode,
+        vae=bases.part_digest(models.folder, "vae"),
+    )  # fmt: skip
+    kept = encoder.Latents(default_root().parent, recipe)
+    mine = range(state.process_index, len(keys), state.num_processes)
+    read = [partial(lambda i: table[i].data, i) for i in mine]
+    faults = kept.fill(models, read, [keys[i] for i in mine], flags.dataloader_num_workers, show)
+    state.wait_for_everyone()
+    lost = {mine[i]: reason for i, reason in faults.items()} | {
+        i: "another process could not read it" for i, key in enumerate(keys) if not kept.file(key).exists() and i not in faults
+    }
+    if lost and state.is_main_process:
+        rows = [{"row": i, "name": table[i].name, "reason": reason} for i, reason in sorted(lost.items())]
+        write_bytes(out / "rejected.jsonl", "".join(json.dumps(r) + "\n" for r in rows).encode())
+        show.say(f"{len(lost)} of {len(table)} pictures cannot be read and are left out: {out / 'rejected.jsonl'}")
+    good = [i for i in range(len(keys)) if i not in lost]
+    if not good:
+        raise BadInputError("none of the pictures can be read", do=f"see {out / 'rejected.jsonl'}")
+    states = encoder.States(models)
+    states.fill([c for i in good for c in captions[i]], show)
+    items = encoder.Stored(
+        kept, [Item(name=keys[i], caption=captions[i][0], other_captions=captions[i][1:], moments=None) for i in good]
+    )
+    key = digests.of_data([[keys[i], list(captions[i])] for i in good] + [recipe.digest])
+    return Material(train=items, rehearsal=[], validation=[], test=[], states=states, key=key)
+
+
+def finish(models: "Models", weights: dict[str, Any], variant: str | None, out: Path) -> None:
+    """The pipeline in `out`: the U-Net with the trained weights, all else byte for byte the base's; read back and compared."""
+    from dovetail.edges import models as edge
+    from dovetail.edges.folders import write_bytes
+
+    base = models.folder
+    for file in sorted(f for part in KEPT for f in (base / part).rglob("*") if f.is_file()):
+        name = file.relative_to(base).as_posix()
+        plain = name.replace(f".{variant}.", ".") if variant else name
+        if plain == name and variant and list(file.parent.glob(f"*.{variant}.safetensors")) and name.endswith(".safetensors"):
+            continue  # the variant that was trained on takes its place
+        write_bytes(out / plain, file.read_bytes())
+    if models.prediction:
+        models.scheduler().save_pretrained(out / "scheduler")
+    edge.put_weights(models, weights, "full", 0, 0)
+    edge.save_unet(models.unet, out / "unet", "float32")
+    edge.same_unet(models.unet, out, "float32")
+    write_bytes(out / "model_index.json", (base / "model_index.json").read_bytes())
+
+
+def run(flags: argparse.Namespace, given: set[str]) -> Path:
+    """What the flags ask for; returns the folder of the finished pipeline."""
+    from accelerate import PartialState
+
+    from dovetail.edges import hub, plots, tables
+    from dovetail.edges import models as edge
+    from dovetail.edges.console import Show
+    from dovetail.edges.folders import write_bytes
+    from dovetail.edges.tracker import Tracker
+    from dovetail.engines import learner
+
+    device = edge.pick_device()
+    wrong = asked.faults(flags, given, device.type)
+    if wrong:
+        raise BadConfigError(wrong[0])
+    state = PartialState(cpu=device.type == "cpu")
+    device = state.device
+    show, out = Show(quiet=not state.is_main_process), Path(flags.output_dir)
+    start = resume(flags, out)
+    target = hub.prepare(flags.hub_model_id or out.resolve().name, flags.hub_token) if flags.push_to_hub else None
+    table = tables.load(
+        flags.dataset_name, flags.dataset_config_name, flags.train_data_dir, flags.cache_dir, flags.image_column,
+        flags.caption_column,
+    )  # fmt: skip
+    table = tables.chosen(table, flags.max_train_samples, flags.seed or 0)
+    models = _models(flags, device)
+    precision = _precision(flags, device.type, show)
+    told = material(flags, table, models, out, show)
+    config, rate = asked.training(flags, len(told.train), state.num_processes, precision)
+    _set_device(flags, models)
+    tracker = Tracker(
+        flags.report_to if "report_to" in given else None, out / flags.logging_dir, flags.tracker_project_name,
+        {k: v for k, v in vars(flags).items() if k not in ("hub_token", "local_rank")},
+    )  # fmt: skip
+    weights, curve = learner.teach(
+        models, told, config, rate, out, show, lambda step: _sample(flags, models, out, step), tracker.log, start
+    )
+    tracker.close()
+    if state.is_main_process:
+        finish(models, weights, flags.variant, out)
+        write_bytes(out / "curve.jsonl", "".join(json.dumps(row, sort_keys=True) + "\n" for row in curve).encode())
+        write_bytes(out / "loss.png", plots.loss_curves(curve))
+        show.say(f"the model is in {out}")
+        if target:
+            show.say(f"uploaded to {hub.upload(out, target, flags.hub_token)}")
+    state.wait_for_everyone()
+    return out
+
+
+def _models(flags: argparse.Namespace, device: Any) -> "Models":
+    from dovetail.edges import models as edge
+
+    folder = bases.find(flags.pretrained_model_name_or_path, flags.revision, flags.cache_dir)
+    unet = None
+    if flags.non_ema_revision:
+        unet = bases.find(flags.pretrained_model_name_or_path, flags.non_ema_revision, flags.cache_dir)
+    if not (unet or folder).joinpath("unet").is_dir():
+        raise BadConfigError(f"{folder} has no unet folder", do="give a whole diffusers folder")
+    return edge.Models(folder, device, variant=flags.variant, unet_from=unet)
+
+
+def _precision(flags: argparse.Namespace, device: str, show: Any) -> Precision:
+    """As the flag says, else as `accelerate launch` or its configuration does."""
+    wanted = flags.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if wanted == "fp16" and device == "cpu":
+        show.say("warning: the CPU has no fp16 training: bf16 is used")
+        return "bf16"
+    if wanted not in ("no", "fp16", "bf16"):
+        raise BadConfigError(f"no training in {wanted}", do="give --mixed_precision=bf16, fp16 or no")
+    return cast(Precision, wanted)
+
+
+def _set_device(flags: argparse.Namespace, models: "Models") -> None:
+    """What the flags ask of a GPU."""
+    import torch
+
+    if flags.allow_tf32:
+        torch.backends.cuda.matmul.allow_tf32 = True
+    if flags.enable_xformers_memory_efficient_attention:
+        try:
+            models.unet.enable_xformers_memory_efficient_attention()
+        except (ImportError, ModuleNotFoundError, ValueError) as error:
+            raise BadConfigError("xformers is not installed", do="pip install xformers, or leave the flag out") from error
+
+
+def _sample(flags: argparse.Namespace, models: "Models", out: Path, step: int) -> None:
+    """A row of the validation prompts, each with a seed of its own: a further prompt changes no other picture."""
+    if not flags.validation_prompts:
+        return
+    from dovetail.edges import pixels
+    from dovetail.edges.folders import write_bytes
+    from dovetail.engines import painter
+
+    orders = [painter.Order(prompt=p, seed=SAMPLE_SEED + i) for i, p in enumerate(flags.validation_prompts)]
+    scale = bases.hints(models.folder).guidance_scale
+    side = flags.resolution // models.pixels_per_latent
+    latents = painter.paint_latents(models, orders, steps=SAMPLE_STEPS, guidance_scale=scale, batch_size=4, side=side)
+    painted = painter.decoded(models, latents, batch_size=4)
+    write_bytes(out / "samples" / f"step-{step:07d}.png", pixels.png(pixels.grid(painted, len(painted))))
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Parse, run; every failure is one line on standard error and an exit code."""
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    try:
+        run(*asked.parse(sys.argv[1:] if words is None else words))
+    except DovetailError as error:
+        print(f"dovetail: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("dovetail: stopped; add --resume_from_checkpoint=latest to go on from here", file=sys.stderr)
+        sys.exit(130)
