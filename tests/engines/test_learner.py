@@ -179,7 +179,9 @@ def test_samples_are_painted_with_the_averaged_weights_in_place(tiny_base: Path,
 def test_accumulating_gives_the_steps_of_one_large_batch(tiny_base: Path, tmp_path: Path, material: Material) -> None:
     start = {name: p.detach() for name, p in Models(tiny_base, CPU).unet.named_parameters()}
     large, _ = teach(tiny_base, tmp_path / "a", material, config(batch_size=4))
-    small, _ = teach(tiny_base, tmp_path / "b", material, config(batch_size=1, gradient_accumulation_steps=4, merge_micro_batches=False))
+    small, _ = teach(
+        tiny_base, tmp_path / "b", material, config(batch_size=1, gradient_accumulation_steps=4, merge_micro_batches=False)
+    )
     moved = torch.cat([(large[n] - start[n]).flatten().abs() for n in large]).mean()
     apart = torch.cat([(large[n] - small[n]).flatten().abs() for n in large]).mean()
     assert moved > 1e-4 and apart < 0.01 * moved
@@ -263,3 +265,79 @@ def test_the_held_out_loss_knows_no_weighting_offset_or_perturbation(
     ]
     first = [next(row["losses"] for row in curve if row.get("set") == "validation") for curve in told]
     assert first[0] == first[1]
+
+
+def test_micro_batches_that_are_merged_give_the_same_steps(tiny_base: Path, tmp_path: Path, material: Material) -> None:
+    keys: dict[str, Any] = {"batch_size": 1, "gradient_accumulation_steps": 4}
+    start = {name: p.detach() for name, p in Models(tiny_base, CPU).unet.named_parameters()}
+    apart, _ = teach(tiny_base, tmp_path / "a", material, config(merge_micro_batches=False, **keys))
+    merged, _ = teach(tiny_base, tmp_path / "b", material, config(**keys))
+    moved = torch.cat([(apart[n] - start[n]).flatten().abs() for n in start]).mean()
+    assert moved > 1e-4 and torch.cat([(apart[n] - merged[n]).flatten().abs() for n in start]).mean() < 0.01 * moved
+
+
+def test_when_memory_runs_out_the_same_batch_goes_through_in_smaller_parts(
+    tiny_base: Path, tmp_path: Path, material: Material, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def narrow(most: int) -> None:
+        losses = learner.training_losses
+
+        def fall_over(goal: Any, unet: Any, rows: Any, settings: Training) -> Tensor:
+            if len(rows) > most:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return losses(goal, unet, rows, settings)
+
+        monkeypatch.setattr(learner, "training_losses", fall_over)
+
+    keys: dict[str, Any] = {"batch_size": 4, "gradient_accumulation_steps": 2}
+    small, _ = teach(
+        tiny_base, tmp_path / "two", material, config(batch_size=2, gradient_accumulation_steps=4, merge_micro_batches=False)
+    )
+    narrow(2)
+    halved, curve = teach(tiny_base, tmp_path / "halved", material, config(**keys))
+    told = [row["event"] for row in curve if "event" in row]
+    assert told == [f"out of memory: {n // 2} pictures a forward pass instead of {n}" for n in (8, 4)]
+    assert tensors.digest(halved) == tensors.digest(small)
+    narrow(0)
+    with pytest.raises(TrainingError, match="out of memory at step 1 with 1 pictures a forward pass; turn on gradient_check"):
+        teach(tiny_base, tmp_path / "none", material, config(**keys))
+
+
+def test_pictures_of_several_shapes_share_a_step(tiny_base: Path, tmp_path: Path, material: Material) -> None:
+    tall = [Item(name=f"tall {n}", caption="tall", moments=torch.randn(1, 8, 12, 8)) for n in range(2)]
+    mixed = Material(train=[*material.train, *tall], rehearsal=[], validation=[], test=[], states=_states)
+    weights, curve = teach(tiny_base, tmp_path, mixed, config(steps=4, rehearsal_share=0))
+    assert all(torch.isfinite(w).all() for w in weights.values()) and curve[-1]["step"] == 4
+
+
+def test_dream_moves_the_target_by_the_models_own_error(tiny_base: Path) -> None:
+    models = Models(tiny_base, CPU)
+    goal = objective.Objective.of(models)
+    clean, noise = torch.randn(4, 8, 8), torch.randn(4, 8, 8)
+    rows = [lessons.Row(latents=clean, noise=noise, mixed_in=noise, states=_states("x"), timestep=t) for t in (50, 600)]
+
+    class Knowing(torch.nn.Module):
+        """Says the true v of what it sees, so there is no error to move by."""
+
+        def forward(self, seen: Tensor, timesteps: Tensor, **_: Any) -> tuple[Tensor]:
+            a = goal.alphas[timesteps].view(-1, 1, 1, 1)
+            heard = (seen - a.sqrt() * clean) / (1 - a).sqrt()
+            return (a.sqrt() * heard - (1 - a).sqrt() * clean,)
+
+    torch.testing.assert_close(goal.losses(Knowing(), rows, dream=1.0), torch.zeros(2), atol=1e-4, rtol=0)
+    plain = goal.losses(models.unet, rows)
+    assert torch.allclose(goal.losses(models.unet, rows, dream=1e6), plain, rtol=1e-3), "a huge p moves nothing"
+    assert not torch.allclose(goal.losses(models.unet, rows, dream=1.0), plain, rtol=1e-3)
+
+
+def test_a_loss_scaler_may_skip_some_steps_and_no_more() -> None:
+    class Scaled:
+        scaler = object()
+
+    state = learner.Lessons(**dict.fromkeys(learner.Lessons.__dataclass_fields__, None) | {"accelerator": Scaled, "skipped": 0})  # type: ignore[arg-type]
+    for _ in range(learner.SKIPS):
+        learner._finite(state, 0.5, float("inf"), 3)
+    with pytest.raises(TrainingError, match="not a number at step 4"):
+        learner._finite(state, 0.5, float("inf"), 3)
+    learner._finite(state, 0.5, 1.0, 3)
+    assert state.skipped == 0

@@ -67,9 +67,7 @@ def test_given_noise_and_timestep_are_used_and_not_drawn(models: Models, tmp_pat
     """Two trainings that differ in the seed alone see the same when nothing is left to chance."""
     clean, noise = torch.zeros(4, 8, 8), torch.ones(4, 8, 8)
     items = [Item(name="x", caption="a cat", moments=None, latents=clean, noise=noise, timestep=749)]
-    material = Material(
-        train=items, rehearsal=[], validation=[], test=[], states=lambda caption: torch.zeros(TOKENS, WIDTH)
-    )
+    material = Material(train=items, rehearsal=[], validation=[], test=[], states=lambda caption: torch.zeros(TOKENS, WIDTH))
     found = []
     for seed in (1, 2):
         settings = Training(

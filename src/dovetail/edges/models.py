@@ -254,8 +254,8 @@ def save_unet(unet: UNet2DConditionModel, folder: Path, dtype: str) -> None:
     """A diffusers `unet` folder, safetensors only."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        kept = {p: p.data for p in unet.parameters()}
-        unet.to(getattr(torch, dtype)).save_pretrained(folder, safe_serialization=True)
+        kept, kind = {p: p.data for p in unet.parameters()}, getattr(torch, dtype)
+        (unet if unet.dtype == kind else unet.to(kind)).save_pretrained(folder, safe_serialization=True)
         for parameter, data in kept.items():
             parameter.data = data
 
