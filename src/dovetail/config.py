@@ -101,7 +101,9 @@ class Training(Table):
     merge_micro_batches: bool = Field(
         True, description="accumulated pictures go through the U-Net together where they are small: the same mathematics"
     )
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool = Field(
+        False, description="recompute activations, where they would take more than a sixteenth of the device's memory"
+    )
     use_8bit_adam: bool = Field(False, description="bitsandbytes' AdamW with 8-bit state, on a GPU")
     checkpoint_every: int = Field(150, gt=0, description="optimizer steps")
     checkpoints_kept: int | None = Field(2, gt=0, description="older ones are deleted; empty means none is")

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dovetail.config import Training
 from dovetail.core import randomness
+from dovetail.edges import models as model_edge
 from dovetail.edges import tensors
 from dovetail.edges.console import Show
 from dovetail.edges.models import Models
@@ -187,7 +188,10 @@ def test_accumulating_gives_the_steps_of_one_large_batch(tiny_base: Path, tmp_pa
     assert moved > 1e-4 and apart < 0.01 * moved
 
 
-def test_gradient_checkpointing_saves_memory_and_changes_nothing(tiny_base: Path, tmp_path: Path, material: Material) -> None:
+def test_gradient_checkpointing_saves_memory_and_changes_nothing(
+    tiny_base: Path, tmp_path: Path, material: Material, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learner.model_edge, "memory_bytes", lambda device: 0)  # as if there were little
     for method in ("full", "lora"):
         plain, _ = teach(tiny_base, tmp_path / method / "a", material, config(method=method, steps=2))
         thrifty, _ = teach(
@@ -341,3 +345,40 @@ def test_a_loss_scaler_may_skip_some_steps_and_no_more() -> None:
         learner._finite(state, 0.5, float("inf"), 3)
     learner._finite(state, 0.5, 1.0, 3)
     assert state.skipped == 0
+
+
+def test_what_a_pass_keeps_is_told_from_shapes_and_recomputed_only_where_it_is_much(
+    tiny_base: Path, tmp_path: Path, material: Material, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = Models(tiny_base, CPU)
+    small, large = (
+        model_edge.activation_bytes(models.unet, torch.Size((n, 4, 8, 8)), torch.Size((n, TOKENS, WIDTH)), torch.float32)
+        for n in (2, 4)
+    )
+    kept: dict[int, Tensor] = {}
+    weights = {p.untyped_storage().data_ptr() for p in models.unet.parameters()}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if tensor.untyped_storage().data_ptr() not in weights:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    models.unet.requires_grad_(True)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        models.unet(torch.randn(4, 4, 8, 8), torch.zeros(4).long(), torch.randn(4, TOKENS, WIDTH))
+    assert large == pytest.approx(sum(t.untyped_storage().nbytes() for t in kept.values()), rel=0.1)
+    assert small == pytest.approx(large / 2, rel=0.1)
+    for memory, told in ((10**12, True), (0, False)):
+        monkeypatch.setattr(learner.model_edge, "memory_bytes", lambda device, memory=memory: memory)
+        _, curve = teach(tiny_base, tmp_path / str(memory), material, config(steps=1, gradient_checkpointing=True))
+        assert any("not recomputed" in row.get("event", "") for row in curve) == told
+
+
+def test_attention_by_matrix_products_is_that_of_diffusers(tiny_base: Path) -> None:
+    from diffusers.models.attention_processor import AttnProcessor2_0
+
+    models = Models(tiny_base, CPU)
+    seen = torch.randn(2, 4, 8, 8), torch.tensor([5, 900]), torch.randn(2, TOKENS, WIDTH)
+    ours = models.unet(*seen).sample
+    models.unet.set_attn_processor(AttnProcessor2_0())
+    torch.testing.assert_close(models.unet(*seen).sample, ours, atol=1e-5, rtol=1e-5)

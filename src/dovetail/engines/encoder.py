@@ -44,16 +44,18 @@ class Recipe:
         return digests.of_data([1, self.side, self.centre, self.flip, self.resample, self.vae])[:24]
 
 
-def cut_outs(picture: np.ndarray, recipe: Recipe, key: str) -> Tensor:
-    """Pixels (views, 3, side, side) in -1..1 of every view of a picture, uint8 (height, width, 3)."""
+def cut_outs(picture: np.ndarray, recipe: Recipe, key: str) -> np.ndarray:
+    """uint8 (views, side, side, 3): every view of a picture (height, width, 3)."""
     height, width = picture.shape[:2]
     views = crops.views(width, height, recipe.side, centre=recipe.centre, flip=recipe.flip, key=key)
     scaled = pixels.resized(picture, views[0].width, views[0].height, recipe.resample)
-    seen = []
-    for view in views:
-        cut = scaled[view.top : view.top + recipe.side, view.left : view.left + recipe.side]
-        seen.append(torch.from_numpy((cut[:, ::-1] if view.mirrored else cut).copy()))
-    return torch.stack(seen).permute(0, 3, 1, 2).float() / 127.5 - 1
+    cuts = [scaled[v.top : v.top + recipe.side, v.left : v.left + recipe.side] for v in views]
+    return np.stack([cut[:, ::-1] if view.mirrored else cut for cut, view in zip(cuts, views, strict=True)])
+
+
+def as_pixels(pictures: np.ndarray) -> Tensor:
+    """Float (pictures, 3, height, width) in -1..1 of uint8 (pictures, height, width, 3)."""
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 class Latents:
@@ -77,7 +79,7 @@ class Latents:
         todo = list({keys[i]: i for i in reversed(todo)}.values())[::-1]  # the same picture once
         faults: dict[int, str] = {}
 
-        def decoded(i: int) -> Tensor | str:
+        def decoded(i: int) -> np.ndarray | str:  # without torch, whose threads would crowd those of the VAE
             try:
                 return cut_outs(pixels.decode(read[i](), WHITE).pixels, self.recipe, keys[i])
             except BadInputError as error:
@@ -92,7 +94,7 @@ class Latents:
                 if isinstance(seen, str):
                     faults[i] = seen
                 else:
-                    self._keep(keys[i], models.moments(seen).cpu())
+                    self._keep(keys[i], models.moments(as_pixels(seen)).cpu())
                 advance(1, "")
         return {i: faults[j] for i, key in enumerate(keys) for j in faults if keys[j] == key}
 

@@ -29,6 +29,7 @@ from dovetail.engines.objective import Objective, held_out_losses, training_loss
 from dovetail.errors import BadConfigError, TrainingError
 
 MERGED_AREA = {"cpu": 32 * 16 * 16, "cuda": 16 * 64 * 64}  # latent pixels of the micro-batches that are merged into one
+CHEAP = 16  # activations that take less than this part of the device's memory are not worth recomputing
 SKIPS = 20  # steps in a row that a loss scaler may skip while it looks for its scale
 FREE = {"steps", "checkpoint_every", "checkpoints_kept", "held_out_every", "sample_every", "merge_micro_batches"}
 
@@ -106,6 +107,8 @@ def _speed(config: Training, times: Sequence[float]) -> str:
 
 
 def _prepare(models: Models, material: Material, config: Training, learning_rate: float) -> Lessons:
+    if models.device.type == "cpu":
+        model_edge.hold_memory()
     models.prediction = config.prediction_type
     unet = models.unet
     unet.requires_grad_(config.method == "full")
@@ -186,7 +189,21 @@ def _rows(lessons: Lessons, step: int) -> tuple[list[Row], int]:
     if lessons.micro is None:
         merged = MERGED_AREA[lessons.models.device.type] // mine[0].latents[0].numel() if config.merge_micro_batches else 0
         lessons.micro = max(config.batch_size, merged)
+        if config.gradient_checkpointing:
+            _recompute(lessons, mine)
     return mine, len(chosen)
+
+
+def _recompute(lessons: Lessons, rows: list[Row]) -> None:
+    """Gradient checkpointing for what it is there for: where activations take little, they are kept, and that is said."""
+    most = max(micro_batches(rows, lessons.micro or 1), key=lambda part: len(part) * part[0].latents.numel())
+    shapes = (torch.Size((len(most), *x.shape)) for x in (most[0].latents, most[0].states))
+    dtype = torch.float32 if lessons.accelerator.mixed_precision == "no" else torch.bfloat16
+    needed = model_edge.activation_bytes(lessons.models.unet, *shapes, dtype)
+    if needed * CHEAP < model_edge.memory_bytes(lessons.models.device):
+        lessons.models.unet.disable_gradient_checkpointing()
+        told = f"activations of {needed / 2**20:.0f} MiB a pass are kept, not recomputed"
+        lessons.curve.append({"step": 0, "event": told})
 
 
 def _backward(lessons: Lessons, mine: list[Row], size: int) -> float:

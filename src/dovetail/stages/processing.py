@@ -78,7 +78,9 @@ def _moments(
         known |= {k: v for k, v in tensors.read(artifact.folder / "latents.safetensors").items() if k in wanted}
     todo = [(row, example) for row, example in zip(rows, examples, strict=True) if row.item not in known]
     for row, example in desk.show.track(todo, "pictures to latents", len(todo)):
-        known[row.item] = models.moments(encoder.cut_outs(pixels.read(root / row.file), recipe, example.key)).cpu()
+        known[row.item] = models.moments(
+            encoder.as_pixels(encoder.cut_outs(pixels.read(root / row.file), recipe, example.key))
+        ).cpu()
     return known
 
 
