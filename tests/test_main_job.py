@@ -22,9 +22,14 @@ def _start(*words: str) -> "subprocess.Popen[str]":
     )
 
 
+def _checkpoints(run: Path) -> list[int]:
+    folders = run.glob("training/*.partial/checkpoints/checkpoint-*")
+    return [int(p.name.removeprefix("checkpoint-")) for p in folders]
+
+
 def _wait_for_checkpoint(run: Path, step: int, process: "subprocess.Popen[str]") -> None:
     deadline = time.monotonic() + 60
-    while not any(int(p.name[5:]) >= step for p in run.glob("training/*.partial/checkpoints/step-*")):
+    while not any(n >= step for n in _checkpoints(run)):
         assert process.poll() is None, f"it ended by itself: {process.communicate()}"
         assert time.monotonic() < deadline, "no checkpoint appeared"
         time.sleep(0.01)
@@ -48,7 +53,7 @@ def test_killed_and_stopped_during_training_the_same_command_ends_with_the_same_
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and err.splitlines()[-1] == "dovetail: stopped; the same command goes on from here"
-    left = max(int(p.name[5:]) for p in run.glob("training/*.partial/checkpoints/step-*"))
+    left = max(_checkpoints(run))
     assert 12 <= left < STEPS, "the stop came too late to say anything"
 
     done = tiny.cli(*words)

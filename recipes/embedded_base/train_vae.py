@@ -68,7 +68,7 @@ def loss_whole(vae: AutoencoderKL, wanted: Tensor) -> Tensor:
 
 
 def loss_decoder(vae: AutoencoderKL, wanted: Tensor) -> Tensor:
-    """L1 + 8 L2 of what is decoded from the frozen encoder's latents, moved a little: what was wrong by much is mended first."""
+    """L1 + 8 L2 of what is decoded from the frozen encoder's latents, moved a little: large faults first."""
     with torch.autocast("cpu", torch.bfloat16):
         with torch.no_grad():
             latents = vae.encode(wanted).latent_dist.mean

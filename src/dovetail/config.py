@@ -4,8 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Precision = Literal["bf16", "fp16", "no"]
-Schedule = Literal["constant", "cosine", "linear", "polynomial", "warmup_stable_decay"]
+from dovetail.records import Precision, Schedule
 
 
 class Table(BaseModel):

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from dovetail.config import Precision, Schedule, Training
+from dovetail.config import Training
 from dovetail.errors import BadConfigError
+from dovetail.records import Precision, Schedule
 
 FLAGS: dict[str, tuple[Any, Any, str]] = {  # name: kind, default, meaning
     "pretrained_model_name_or_path": (str, None, "diffusers folder, hub id, .safetensors file, or embedded"),

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 from dovetail import bases
 from dovetail import flags as asked
-from dovetail.config import Precision
 from dovetail.core import digests
 from dovetail.errors import BadConfigError, BadInputError, DovetailError
+from dovetail.records import Precision
 
 if TYPE_CHECKING:
     from dovetail.edges.models import Models

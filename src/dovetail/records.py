@@ -6,6 +6,8 @@ Licence, origin and caption ride along from lead to model card; `key` is always 
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+Precision = Literal["bf16", "fp16", "no"]
+Schedule = Literal["constant", "cosine", "linear", "polynomial", "warmup_stable_decay"]
 STAGE_NAMES = (
     "sourcing", "gathering", "wrangling", "buildout", "processing",
     "training", "evaluation", "repo", "endpoint", "production",

@@ -227,7 +227,7 @@ def adapted(finished: Finished, tmp_path_factory: pytest.TempPathFactory) -> dic
     """A LoRA run whose alpha is not its rank."""
     run = Path(shutil.copytree(finished.run, tmp_path_factory.mktemp("lora") / "run"))
     keys = short(
-        training={"method": "lora", "learning_rate": 0.05, "lora_rank": 2, "lora_alpha": 8, "ema_decay": 0.1},
+        training={"method": "lora", "learning_rate": 0.02, "lora_rank": 2, "lora_alpha": 8, "ema_decay": 0.1},
         repo={"registry": str(run.parent / "registry")},
     )
     return library.run(str(finished.pictures), run=str(run), until="repo", base=str(finished.base), **keys)

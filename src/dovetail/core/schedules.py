@@ -2,7 +2,7 @@
 
 import math
 
-from dovetail.config import Schedule
+from dovetail.records import Schedule
 
 DECAY_SHARE = 0.2  # of a warmup_stable_decay, at its end
 FLOOR = 1e-7  # where a polynomial decay ends

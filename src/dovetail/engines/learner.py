@@ -197,9 +197,9 @@ def _rows(lessons: Lessons, step: int) -> tuple[list[Row], int]:
 def _recompute(lessons: Lessons, rows: list[Row]) -> None:
     """Gradient checkpointing for what it is there for: where activations take little, they are kept, and that is said."""
     most = max(micro_batches(rows, lessons.micro or 1), key=lambda part: len(part) * part[0].latents.numel())
-    shapes = (torch.Size((len(most), *x.shape)) for x in (most[0].latents, most[0].states))
+    latents, states = (torch.Size((len(most), *x.shape)) for x in (most[0].latents, most[0].states))
     dtype = torch.float32 if lessons.accelerator.mixed_precision == "no" else torch.bfloat16
-    needed = model_edge.activation_bytes(lessons.models.unet, *shapes, dtype)
+    needed = model_edge.activation_bytes(lessons.models.unet, latents, states, dtype)
     if needed * CHEAP < model_edge.memory_bytes(lessons.models.device):
         lessons.models.unet.disable_gradient_checkpointing()
         told = f"activations of {needed / 2**20:.0f} MiB a pass are kept, not recomputed"
