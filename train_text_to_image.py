@@ -1,6 +1,6 @@
 """`accelerate launch train_text_to_image.py ...`: the flags of the diffusers example, on Dovetail's learner."""
 
-from dovetail.launch import main
+from dovetail.cli import train_text_to_image
 
 if __name__ == "__main__":
-    main()
+    train_text_to_image()

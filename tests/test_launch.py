@@ -124,6 +124,9 @@ def test_checkpoints_of_another_training_are_neither_overwritten_nor_continued(
         go(tiny_base, pictures, out, resume_from_checkpoint="checkpoint-9")
     with pytest.raises(BadConfigError, match="4 steps of 4 are done, and 3 are asked for"):
         go(tiny_base, pictures, out, resume_from_checkpoint="latest", max_train_steps=3)
+    with pytest.raises(BadConfigError, match="learning_rate"):
+        go(tiny_base, pictures, out, resume_from_checkpoint="checkpoint-2", learning_rate=2e-3)
+    assert (out / "checkpoint-4").exists(), "a refusal has moved what it refused"
     longer = go(tiny_base, pictures, out, resume_from_checkpoint="latest", max_train_steps=6)
     at_once = go(tiny_base, pictures, tmp_path / "at once", max_train_steps=6)
     assert unet_digest(longer) == unet_digest(at_once)

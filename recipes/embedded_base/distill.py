@@ -6,12 +6,10 @@ four steps lie on the same points. What it learns goes into LoRA adapters, so th
 """
 
 import argparse
-import json
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from typing import overload
 
 import numpy as np
 import torch
@@ -22,7 +20,7 @@ from dovetail.edges import folders, tensors
 from dovetail.edges import models as model_edge
 from dovetail.edges.models import Models
 from dovetail.engines import learner, painter
-from dovetail.engines.material import Item, Material
+from dovetail.engines.material import Item, Items, Material
 
 from . import latents, train_unet
 from .whole import do_missing, whole
@@ -65,7 +63,7 @@ def write_part(first: int, captions: list[str], build: Path, file: Path) -> None
     folders.write_json(file.with_suffix(".json"), captions)
 
 
-class Steps(Sequence[Item]):
+class Steps(Items):
     """Every step of every path, as an item whose noise, timestep and target are those that lead to its next point."""
 
     def __init__(self, points: Tensor, captions: list[str], alphas: Tensor) -> None:
@@ -75,15 +73,8 @@ class Steps(Sequence[Item]):
     def __len__(self) -> int:
         return len(self.captions) * STEPS
 
-    @overload
-    def __getitem__(self, index: int) -> Item: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Item]: ...
-    def __getitem__(self, index: int | slice) -> Item | list[Item]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        if index >= len(self):
-            raise IndexError(index)
+    def item(self, index: int) -> Item:
+        """One step of one path."""
         path, k = divmod(index, STEPS)
         now, then = self.points[path, k].float(), self.points[path, k + 1].float()
         a = self.alphas[self.timesteps[k]]
@@ -130,7 +121,7 @@ def main() -> None:
     )  # fmt: skip
     diary = train_unet.Diary(args.out / "few.jsonl")
     weights, curve = learner.teach(models, material, CONFIG, RATE, args.out / "checkpoints" / "few", diary, lambda step: None)
-    (args.out / "curve-few.jsonl").write_text("".join(json.dumps(row) + "\n" for row in curve))
+    folders.write_rows(args.out / "curve-few.jsonl", curve)
     student = Models(args.out, torch.device("cpu"))
     model_edge.put_weights(student, weights, "lora", CONFIG.lora_rank, CONFIG.lora_alpha)
     with whole(args.out / "few_step") as folder:

@@ -2,12 +2,11 @@
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
-from typing import overload
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from dovetail.edges import folders, tensors
-from dovetail.engines.material import Item
+from dovetail.engines.material import Item, Items
 
 from . import icons, scenes
 from .train_vae import as_batch
@@ -27,7 +26,7 @@ HELD_OUT = 256  # scenes after the last part, for the held-out loss
 BATCH = 64
 
 
-class Lessons(Sequence[Item]):
+class Lessons(Items):
     """Items for the learner, read from memory when asked for."""
 
     def __init__(self, latents: Tensor, captions: list[str], first: int = 0) -> None:
@@ -36,15 +35,8 @@ class Lessons(Sequence[Item]):
     def __len__(self) -> int:
         return len(self.captions)
 
-    @overload
-    def __getitem__(self, index: int) -> Item: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Item]: ...
-    def __getitem__(self, index: int | slice) -> Item | list[Item]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        if index >= len(self):
-            raise IndexError(index)
+    def item(self, index: int) -> Item:
+        """One scene."""
         name = f"scene {self.first + index}"
         return Item(name=name, caption=self.captions[index], moments=None, latents=self.latents[index].float())
 

@@ -94,7 +94,7 @@ def train(build: Path) -> None:
 
     diary = Diary(build / "unet.jsonl")
     weights, curve = learner.teach(models, material, LEARNING, RATE, build / "checkpoints" / "unet", diary, sheet)
-    folders.write_bytes(build / "curve-unet.jsonl", "".join(json.dumps(row) + "\n" for row in curve).encode())
+    folders.write_rows(build / "curve-unet.jsonl", curve)
     folders.write_bytes(build / "loss-unet.png", plots.loss_curves(curve))
     folders.write_bytes(build / "unet-trained.safetensors", tensors.to_bytes(weights))
 

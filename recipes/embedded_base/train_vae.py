@@ -17,6 +17,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from dovetail.edges import pixels
+from dovetail.engines.encoder import as_pixels
 
 from . import icons, scenes
 from .whole import whole
@@ -40,7 +41,7 @@ def batch_of(step: int, size: int, art: dict, pairs: list) -> Tensor:
 
 def as_batch(pictures: Sequence[np.ndarray]) -> Tensor:
     """Float tensor (pictures, 3, H, W) in -1..1 of uint8 pictures (H, W, 3)."""
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return as_pixels(np.stack(pictures))
 
 
 @torch.no_grad()

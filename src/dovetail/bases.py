@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 EMBEDDED = Path(__file__).parent / "base"
 HINTS = "hints.json"
+KEPT = ("vae", "text_encoder", "tokenizer", "scheduler", "feature_extractor", "safety_checker", "image_encoder")  # as they are
 DEFAULT_JUDGE = "openai/clip-vit-base-patch32"
 
 

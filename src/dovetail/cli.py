@@ -245,31 +245,7 @@ def status_command(
         for s in found:
             typer.echo(f"{s.stage:<11} {s.state:<8} {'; '.join(s.why) or (s.artifact.folder if s.artifact else '')}")
         return
-    paths: dict[str, Any] = {
-        s.stage: {
-            "state": s.state,
-            "why": list(s.why),
-            "path": str(s.artifact.folder.resolve()) if s.artifact else None,
-            "content": s.artifact.content if s.artifact else None,
-        }
-        for s in found
-    }
-    repo = next((s.artifact for s in found if s.stage == "repo" and s.artifact), None)
-    model = None
-    if repo:
-        published = json.loads((repo.folder / "published.json").read_text())
-        model = published | {"path": str((repo.folder / "model").resolve())}
-    typer.echo(
-        json.dumps(
-            {
-                "run": str(folder.root.resolve()),
-                "report": str((folder.root / "report.html").resolve()),
-                "stages": paths,
-                "model": model,
-            },
-            indent=2,
-        )
-    )
+    typer.echo(json.dumps(library.inventory(folder, found), indent=2))
 
 
 @app.command("init")
@@ -345,15 +321,25 @@ def list_command(name: NameArgument, registry: RegistryFlag = None) -> None:
 
 
 def main() -> None:
-    """Run the command line; every failure is one line on standard error and an exit code."""
+    """Run the command line; `train` with flags of the diffusers example is that example."""
+    example = sys.argv[1:2] == ["train"] and any(re.match(r"--[a-z]\w*_", word) for word in sys.argv[2:])
+    _answer(sys.argv[2:] if example else None)
+
+
+def train_text_to_image() -> None:
+    """The script of that name: all words are flags of the diffusers example."""
+    _answer(sys.argv[1:])
+
+
+def _answer(example: list[str] | None) -> None:
+    """Every failure is one line on standard error and an exit code."""
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
-        if sys.argv[1:2] == ["train"] and any(re.match(r"--[a-z]\w*_", word) for word in sys.argv[2:]):
-            from dovetail import flags, launch  # flags of the diffusers example
+        if example is not None:
+            from dovetail import flags, launch
 
-            launch.run(*flags.parse(sys.argv[2:]))
-            return
-        if app(standalone_mode=False) == 130:  # typer turns Ctrl-C into this
+            launch.run(*flags.parse(example))
+        elif app(standalone_mode=False) == 130:  # typer turns Ctrl-C into this
             raise KeyboardInterrupt
     except DovetailError as error:
         _fail(str(error), error.exit_code)

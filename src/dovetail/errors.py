@@ -36,5 +36,11 @@ class TrainingError(DovetailError):
     """Training cannot go on (a loss that is not a number, say)."""
 
 
+class StoppedError(DovetailError):
+    """The user stopped it; what is done is kept."""
+
+    exit_code = 130
+
+
 class EndpointError(DovetailError):
     """The endpoint cannot start or does not answer (port taken, say)."""

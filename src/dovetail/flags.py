@@ -133,11 +133,14 @@ def faults(flags: argparse.Namespace, given: set[str], device: str) -> list[str]
          f"no prediction type {flags.prediction_type}; give epsilon, v_prediction or sample"),
         (flags.snr_gamma is not None and flags.snr_gamma <= 0, "--snr_gamma must be above 0; 5 is usual"),
     ]  # fmt: skip
-    least = ("train_batch_size", "gradient_accumulation_steps", "checkpointing_steps", "num_train_epochs", "validation_epochs")
-    most = (
-        n for n in (*least, "max_train_steps", "max_train_samples", "checkpoints_total_limit") if getattr(flags, n) is not None
-    )
-    rules += [(getattr(flags, name) <= 0, f"--{name} must be above 0; give a number or leave it out") for name in most]
+    counts = (
+        "train_batch_size", "gradient_accumulation_steps", "checkpointing_steps", "num_train_epochs", "validation_epochs",
+        "max_train_steps", "max_train_samples", "checkpoints_total_limit",
+    )  # fmt: skip
+    numbers = {name: getattr(flags, name) for name in counts}
+    rules += [
+        (n is not None and n <= 0, f"--{name} must be above 0; give a number or leave it out") for name, n in numbers.items()
+    ]
     return [line for wrong, line in rules if wrong]
 
 

@@ -4,20 +4,14 @@ What the flags ask for is done by the parts that the ten stages use: the encoder
 """
 
 import argparse
-import hashlib
-import json
 import os
-import sys
-import warnings
-from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from dovetail import bases
 from dovetail import flags as asked
 from dovetail.core import digests
-from dovetail.errors import BadConfigError, BadInputError, DovetailError
+from dovetail.errors import BadConfigError, BadInputError, StoppedError
 from dovetail.records import Precision
 
 if TYPE_CHECKING:
@@ -26,7 +20,6 @@ if TYPE_CHECKING:
     from dovetail.engines.material import Material
 
 SAMPLE_STEPS, SAMPLE_SEED = 20, 0
-KEPT = ("vae", "text_encoder", "tokenizer", "scheduler", "feature_extractor", "safety_checker", "image_encoder")
 
 
 def resume(flags: argparse.Namespace, out: Path) -> Path | None:
@@ -55,29 +48,26 @@ def material(flags: argparse.Namespace, table: "Table", models: "Models", out: P
     """Pictures and captions, encoded once: latents on disk, text states in memory."""
     from accelerate import PartialState
 
-    from dovetail.edges.folders import write_bytes
+    from dovetail.edges.folders import write_rows
     from dovetail.edges.registry import default_root
     from dovetail.engines import encoder
     from dovetail.engines.material import Item, Material
 
     state = PartialState()
     captions = list(table.captions())
-    keys = [hashlib.sha256(row.data).hexdigest() for row in show.track(table, "pictures", len(table))]
+    keys = [digests.of_bytes(row.data) for row in show.track(table, "pictures", len(table))]
     recipe = encoder.Recipe(
         side=flags.resolution, centre=flags.center_crop, flip=flags.random_flip, resample=flags.image_interpolation_mode,
         vae=bases.part_digest(models.folder, "vae"),
     )  # fmt: skip
     kept = encoder.Latents(default_root().parent, recipe)
-    mine = range(state.process_index, len(keys), state.num_processes)
-    read = [partial(lambda i: table[i].data, i) for i in mine]
-    faults = kept.fill(models, read, [keys[i] for i in mine], flags.dataloader_num_workers, show)
+    mine = {i: keys[i] for i in range(state.process_index, len(keys), state.num_processes)}
+    faults = kept.fill(models, lambda i: table[i].data, mine, flags.dataloader_num_workers, show)
     state.wait_for_everyone()
-    lost = {mine[i]: reason for i, reason in faults.items()} | {
-        i: "another process could not read it" for i, key in enumerate(keys) if not kept.file(key).exists() and i not in faults
-    }
+    lost = {i: faults.get(i, "another process could not read it") for i, key in enumerate(keys) if not kept.file(key).exists()}
     if lost and state.is_main_process:
-        rows = [{"row": i, "name": table[i].name, "reason": reason} for i, reason in sorted(lost.items())]
-        write_bytes(out / "rejected.jsonl", "".join(json.dumps(r) + "\n" for r in rows).encode())
+        rows = [{"row": i, "name": table[i].name, "reason": reason} for i, reason in lost.items()]
+        write_rows(out / "rejected.jsonl", rows)
         show.say(f"{len(lost)} of {len(table)} pictures cannot be read and are left out: {out / 'rejected.jsonl'}")
     good = [i for i in range(len(keys)) if i not in lost]
     if not good:
@@ -97,7 +87,7 @@ def finish(models: "Models", weights: dict[str, Any], variant: str | None, out: 
     from dovetail.edges.folders import write_bytes
 
     base = models.folder
-    for file in sorted(f for part in KEPT for f in (base / part).rglob("*") if f.is_file()):
+    for file in sorted(f for part in bases.KEPT for f in (base / part).rglob("*") if f.is_file()):
         name = file.relative_to(base).as_posix()
         plain = name.replace(f".{variant}.", ".") if variant else name
         if plain == name and variant and list(file.parent.glob(f"*.{variant}.safetensors")) and name.endswith(".safetensors"):
@@ -118,7 +108,7 @@ def run(flags: argparse.Namespace, given: set[str]) -> Path:
     from dovetail.edges import hub, plots, tables
     from dovetail.edges import models as edge
     from dovetail.edges.console import Show
-    from dovetail.edges.folders import write_bytes
+    from dovetail.edges.folders import write_bytes, write_rows
     from dovetail.edges.tracker import Tracker
     from dovetail.engines import learner
 
@@ -137,21 +127,23 @@ def run(flags: argparse.Namespace, given: set[str]) -> Path:
     )  # fmt: skip
     table = tables.chosen(table, flags.max_train_samples, flags.seed or 0)
     models = _models(flags, device)
-    precision = _precision(flags, device.type, show)
     told = material(flags, table, models, out, show)
-    config, rate = asked.training(flags, len(told.train), state.num_processes, precision)
+    config, rate = asked.training(flags, len(told.train), state.num_processes, _precision(flags))
     _set_device(flags, models)
     tracker = Tracker(
         flags.report_to if "report_to" in given else None, out / flags.logging_dir, flags.tracker_project_name,
         {k: v for k, v in vars(flags).items() if k not in ("hub_token", "local_rank")},
     )  # fmt: skip
-    weights, curve = learner.teach(
-        models, told, config, rate, out, show, lambda step: _sample(flags, models, out, step), tracker.log, start
-    )
+    try:
+        weights, curve = learner.teach(
+            models, told, config, rate, out, show, lambda step: _sample(flags, models, out, step), tracker.log, start
+        )
+    except KeyboardInterrupt as stop:
+        raise StoppedError("stopped", do="add --resume_from_checkpoint=latest to go on from here") from stop
     tracker.close()
     if state.is_main_process:
         finish(models, weights, flags.variant, out)
-        write_bytes(out / "curve.jsonl", "".join(json.dumps(row, sort_keys=True) + "\n" for row in curve).encode())
+        write_rows(out / "curve.jsonl", curve)
         write_bytes(out / "loss.png", plots.loss_curves(curve))
         show.say(f"the model is in {out}")
         if target:
@@ -172,12 +164,9 @@ def _models(flags: argparse.Namespace, device: Any) -> "Models":
     return edge.Models(folder, device, variant=flags.variant, unet_from=unet)
 
 
-def _precision(flags: argparse.Namespace, device: str, show: Any) -> Precision:
+def _precision(flags: argparse.Namespace) -> Precision:
     """As the flag says, else as `accelerate launch` or its configuration does."""
     wanted = flags.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if wanted == "fp16" and device == "cpu":
-        show.say("warning: the CPU has no fp16 training: bf16 is used")
-        return "bf16"
     if wanted not in ("no", "fp16", "bf16"):
         raise BadConfigError(f"no training in {wanted}", do="give --mixed_precision=bf16, fp16 or no")
     return cast(Precision, wanted)
@@ -210,16 +199,3 @@ def _sample(flags: argparse.Namespace, models: "Models", out: Path, step: int) -
     latents = painter.paint_latents(models, orders, steps=SAMPLE_STEPS, guidance_scale=scale, batch_size=4, side=side)
     painted = painter.decoded(models, latents, batch_size=4)
     write_bytes(out / "samples" / f"step-{step:07d}.png", pixels.png(pixels.grid(painted, len(painted))))
-
-
-def main(words: Sequence[str] | None = None) -> None:
-    """Parse, run; every failure is one line on standard error and an exit code."""
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    try:
-        run(*asked.parse(sys.argv[1:] if words is None else words))
-    except DovetailError as error:
-        print(f"dovetail: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("dovetail: stopped; add --resume_from_checkpoint=latest to go on from here", file=sys.stderr)
-        sys.exit(130)

@@ -1,5 +1,6 @@
 """The verbs, as functions: what `import dovetail` offers and what the CLI calls."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,24 @@ train, evaluate, publish, release = (_verb(s) for s in ("training", "evaluation"
 def status(run: str | None = None, config: str | None = None) -> list[Standing]:
     """Where each stage of a run stands."""
     return pipeline.status(*configure(run, config, {}))
+
+
+def inventory(place: Run, found: list[Standing]) -> dict[str, Any]:
+    """The state, path and content of each stage's artifact, and of the published model, for programs to read."""
+    artifacts = {s.stage: s.artifact for s in found if s.artifact}
+    stages: dict[str, Any] = {s.stage: {"state": s.state, "why": list(s.why), "path": None, "content": None} for s in found}
+    for stage, artifact in artifacts.items():
+        stages[stage] |= {"path": str(artifact.folder.resolve()), "content": artifact.content}
+    model = None
+    if "repo" in artifacts:
+        folder = artifacts["repo"].folder
+        model = json.loads((folder / "published.json").read_text()) | {"path": str((folder / "model").resolve())}
+    return {
+        "run": str(place.root.resolve()),
+        "report": str((place.root / "report.html").resolve()),
+        "stages": stages,
+        "model": model,
+    }
 
 
 def _located(model: str, registry: Registry) -> tuple[Path, str, str]:

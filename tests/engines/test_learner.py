@@ -370,8 +370,16 @@ def test_what_a_pass_keeps_is_told_from_shapes_and_recomputed_only_where_it_is_m
     assert small == pytest.approx(large / 2, rel=0.1)
     for memory, told in ((10**12, True), (0, False)):
         monkeypatch.setattr(learner.model_edge, "memory_bytes", lambda device, memory=memory: memory)
-        _, curve = teach(tiny_base, tmp_path / str(memory), material, config(steps=1, gradient_checkpointing=True))
+        _, curve = teach(
+            tiny_base, tmp_path / str(memory), material, config(steps=1, lr_scheduler="constant", gradient_checkpointing=True)
+        )
         assert any("not recomputed" in row.get("event", "") for row in curve) == told
+        seen: list[bool] = []
+        again = Models(tiny_base, CPU)
+        settings = config(steps=2, lr_scheduler="constant", gradient_checkpointing=True)
+        on_sample = lambda step, model=again.unet, seen=seen: seen.append(model.is_gradient_checkpointing)  # noqa: E731
+        learner.teach(again, material, settings, 2e-3, tmp_path / str(memory), Show(quiet=True), on_sample)
+        assert seen == [not told], "what was found out before a kill is found out again after it"
 
 
 def test_attention_by_matrix_products_is_that_of_diffusers(tiny_base: Path) -> None:

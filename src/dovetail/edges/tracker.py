@@ -16,7 +16,7 @@ FILE = "metrics.jsonl"
 
 
 class Local(GeneralTracker):
-    """One JSON object a step in a file; what a kill left of a line is cut off when it is taken up again."""
+    """One JSON object a step in a file; steps done again after a kill stand there twice."""
 
     name = "local"
     requires_logging_directory = False

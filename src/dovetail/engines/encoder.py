@@ -5,11 +5,12 @@ other flags, finds them; a picture that changes is another picture.
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
-from typing import overload
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from dovetail.core import crops, digests
 from dovetail.edges import pixels, tensors
 from dovetail.edges.folders import Showing, writing
 from dovetail.edges.models import Models
-from dovetail.engines.material import Item
+from dovetail.engines.material import Item, Items
 from dovetail.errors import BadInputError
 
 AHEAD = 2  # pictures a decoding thread may be ahead of the VAE
@@ -72,31 +73,31 @@ class Latents:
         return tensors.read(self.file(key))["moments"]
 
     def fill(
-        self, models: Models, read: Sequence[Callable[[], bytes]], keys: Sequence[str], workers: int, show: Showing
+        self, models: Models, read: Callable[[int], bytes], keys: Mapping[int, str], workers: int, show: Showing
     ) -> dict[int, str]:
-        """Encode what is not there yet. Returns row number -> reason for the pictures that cannot be read."""
-        todo = [i for i, key in enumerate(keys) if not self.file(key).exists()]
-        todo = list({keys[i]: i for i in reversed(todo)}.values())[::-1]  # the same picture once
-        faults: dict[int, str] = {}
+        """Encode what is not there yet of row number -> SHA-256. Returns row -> reason for pictures that cannot be read."""
+        todo = [(key, i) for key, i in {k: i for i, k in keys.items()}.items() if not self.file(key).exists()]
+        far = AHEAD * max(1, workers)
+        faults: dict[str, str] = {}
 
-        def decoded(i: int) -> np.ndarray | str:  # without torch, whose threads would crowd those of the VAE
+        def decoded(key: str, i: int) -> np.ndarray | str:  # without torch, whose threads would crowd those of the VAE
             try:
-                return cut_outs(pixels.decode(read[i](), WHITE).pixels, self.recipe, keys[i])
+                return cut_outs(pixels.decode(read(i), WHITE).pixels, self.recipe, key)
             except BadInputError as error:
                 return str(error)
 
         with ThreadPoolExecutor(max(1, workers)) as pool, show.bar("pictures to latents", len(todo)) as advance:
-            ahead = [pool.submit(decoded, i) for i in todo[: AHEAD * max(1, workers)]]
-            for place, i in enumerate(todo):
-                seen = ahead.pop(0).result()
-                if (later := place + AHEAD * max(1, workers)) < len(todo):
-                    ahead.append(pool.submit(decoded, todo[later]))
+            ahead = deque(pool.submit(decoded, *job) for job in todo[:far])
+            for (key, _), later in zip_longest(todo, todo[far:]):
+                seen = ahead.popleft().result()
+                if later:
+                    ahead.append(pool.submit(decoded, *later))
                 if isinstance(seen, str):
-                    faults[i] = seen
+                    faults[key] = seen
                 else:
-                    self._keep(keys[i], models.moments(as_pixels(seen)).cpu())
+                    self._keep(key, models.moments(as_pixels(seen)).cpu())
                 advance(1, "")
-        return {i: faults[j] for i, key in enumerate(keys) for j in faults if keys[j] == key}
+        return {i: faults[key] for i, key in keys.items() if key in faults}
 
     def _keep(self, key: str, moments: Tensor) -> None:
         file = self.file(key)
@@ -106,7 +107,7 @@ class Latents:
             temporary.replace(file)
 
 
-class Stored(Sequence[Item]):
+class Stored(Items):
     """Items whose moments are read from disk when asked for; `name` is the SHA-256 of the picture."""
 
     def __init__(self, latents: Latents, items: Sequence[Item]) -> None:
@@ -115,13 +116,8 @@ class Stored(Sequence[Item]):
     def __len__(self) -> int:
         return len(self.items)
 
-    @overload
-    def __getitem__(self, index: int) -> Item: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Item]: ...
-    def __getitem__(self, index: int | slice) -> Item | list[Item]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def item(self, index: int) -> Item:
+        """One with its moments."""
         item = self.items[index]
         return replace(item, moments=self.latents[item.name])
 

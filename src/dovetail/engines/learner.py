@@ -5,7 +5,6 @@ import math
 import signal
 import threading
 import time
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -52,6 +51,7 @@ class Lessons:
     micro: int | None  # pictures a forward pass at most; None until the first step
     curve: list[dict[str, Any]] = field(default_factory=list)
     skipped: int = 0
+    measured: bool = False  # whether it is known what activations take
 
 
 def teach(
@@ -73,7 +73,7 @@ def teach(
     Raises TrainingError where the loss is no number or memory does not do, BadConfigError where the checkpoints are of a
     training that was asked for otherwise.
     """
-    lessons = _prepare(models, material, config, learning_rate)
+    lessons = _prepare(models, material, config, learning_rate, show)
     first = _resume(lessons, folder, start)
     if first == 0:
         _hold_out(lessons, 0)
@@ -106,7 +106,7 @@ def _speed(config: Training, times: Sequence[float]) -> str:
     return f"{pictures / (times[-1] - times[0]):.0f} pictures/s"
 
 
-def _prepare(models: Models, material: Material, config: Training, learning_rate: float) -> Lessons:
+def _prepare(models: Models, material: Material, config: Training, learning_rate: float, show: folders.Showing) -> Lessons:
     if models.device.type == "cpu":
         model_edge.hold_memory()
     models.prediction = config.prediction_type
@@ -120,7 +120,7 @@ def _prepare(models: Models, material: Material, config: Training, learning_rate
     parameters = [p for _, p in named]
     precision = config.mixed_precision
     if precision == "fp16" and models.device.type == "cpu":
-        warnings.warn("the CPU has no fp16 training: bf16 is used", stacklevel=2)
+        show.say("warning: the CPU has no fp16 training: bf16 is used")
         precision = "bf16"
     # One process may train several times, each time in another precision; accelerate would keep the first.
     AcceleratorState._reset_state()
@@ -154,11 +154,13 @@ def _optimizer(parameters: list[torch.nn.Parameter], config: Training) -> torch.
 def _step(lessons: Lessons, step: int, rate: float) -> tuple[float, float]:
     """One optimizer step; returns the mean loss of its pictures and the gradient norm before clipping."""
     mine, size = _rows(lessons, step)
+    if lessons.config.gradient_checkpointing and not lessons.measured:
+        _recompute(lessons, mine)
     while True:
         try:
             value = _backward(lessons, mine, size)
             break
-        except (torch.OutOfMemoryError, RuntimeError) as error:
+        except RuntimeError as error:  # torch.OutOfMemoryError is one
             _smaller(lessons, mine, step, error)
     norm = float(lessons.accelerator.clip_grad_norm_(lessons.parameters, lessons.config.max_grad_norm))
     _finite(lessons, value, norm, step)
@@ -189,13 +191,12 @@ def _rows(lessons: Lessons, step: int) -> tuple[list[Row], int]:
     if lessons.micro is None:
         merged = MERGED_AREA[lessons.models.device.type] // mine[0].latents[0].numel() if config.merge_micro_batches else 0
         lessons.micro = max(config.batch_size, merged)
-        if config.gradient_checkpointing:
-            _recompute(lessons, mine)
     return mine, len(chosen)
 
 
 def _recompute(lessons: Lessons, rows: list[Row]) -> None:
     """Gradient checkpointing for what it is there for: where activations take little, they are kept, and that is said."""
+    lessons.measured = True
     most = max(micro_batches(rows, lessons.micro or 1), key=lambda part: len(part) * part[0].latents.numel())
     latents, states = (torch.Size((len(most), *x.shape)) for x in (most[0].latents, most[0].states))
     dtype = torch.float32 if lessons.accelerator.mixed_precision == "no" else torch.bfloat16
@@ -203,18 +204,19 @@ def _recompute(lessons: Lessons, rows: list[Row]) -> None:
     if needed * CHEAP < model_edge.memory_bytes(lessons.models.device):
         lessons.models.unet.disable_gradient_checkpointing()
         told = f"activations of {needed / 2**20:.0f} MiB a pass are kept, not recomputed"
-        lessons.curve.append({"step": 0, "event": told})
+        if {"step": 0, "event": told} not in lessons.curve:  # it may come from a checkpoint
+            lessons.curve.append({"step": 0, "event": told})
 
 
 def _backward(lessons: Lessons, mine: list[Row], size: int) -> float:
     """Gradients of the mean loss over all processes' rows, each row weighing the same; returns that mean."""
-    accelerator, lessons_unet = lessons.accelerator, lessons.unet
-    lessons_unet.train()
+    accelerator, unet = lessons.accelerator, lessons.unet
+    unet.train()
     total = torch.zeros((), device=lessons.models.device)
     parts = list(micro_batches(mine, lessons.micro or 1))
     for number, rows in enumerate(parts, 1):
-        with nullcontext() if number == len(parts) else accelerator.no_sync(lessons_unet):
-            losses = training_losses(lessons.objective, lessons_unet, rows, lessons.config)
+        with nullcontext() if number == len(parts) else accelerator.no_sync(unet):
+            losses = training_losses(lessons.objective, unet, rows, lessons.config)
             accelerator.backward(losses.sum() * accelerator.num_processes / size)
         total += losses.detach().sum()
     return float(accelerator.reduce(total, "sum")) / size
@@ -329,14 +331,14 @@ def _resume(lessons: Lessons, folder: Path, start: Path | None) -> int:
     found = checkpoints.read(start) if start else checkpoints.latest(folder)
     if found is None:
         return 0
-    if start and lessons.accelerator.is_main_process:
-        checkpoints.put_aside(folder, found.step)
     if found.state["asked"] != _asked(lessons):
         differing = ", ".join(digests.differing_fields(found.state["asked"], _asked(lessons)))
         raise BadConfigError(
             f"the checkpoints in {folder} are of another training ({differing})", do="ask for the same, or take another folder"
         )
     _same_rates(lessons, found.step, found.state["steps"])
+    if start and lessons.accelerator.is_main_process:
+        checkpoints.put_aside(folder, found.step)
     weights, averages = (found.files.get(name) for name in _files(lessons.config))
     for name, parameter, average in zip(lessons.names, lessons.parameters, lessons.average, strict=True):
         parameter.data.copy_((weights or {})[name])

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -31,6 +32,23 @@ class Item:
             return self.latents
         assert self.moments is not None
         return self.moments[0].chunk(2)[0] * scaling
+
+
+class Items(Sequence[Item]):
+    """Items that are made when asked for: a subclass says how many there are and makes one."""
+
+    def item(self, index: int) -> Item:
+        """The item at `index`, 0 to `len(self)` - 1."""
+        raise NotImplementedError
+
+    @overload
+    def __getitem__(self, index: int) -> Item: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Item]: ...
+    def __getitem__(self, index: int | slice) -> Item | list[Item]:
+        """One item, or a list of them."""
+        places = range(len(self))[index]
+        return self.item(places) if isinstance(places, int) else [self.item(i) for i in places]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

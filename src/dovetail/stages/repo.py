@@ -5,6 +5,7 @@ import shutil
 from importlib.metadata import version
 from pathlib import Path
 
+from dovetail import bases
 from dovetail.config import Repo
 from dovetail.core import cards, digests
 from dovetail.edges import models as model_edge
@@ -14,7 +15,6 @@ from dovetail.edges.models import Models
 from dovetail.edges.registry import Registry
 from dovetail.records import Example, Rejected, ScoredSample
 
-KEPT_FROM_BASE = ("vae", "text_encoder", "tokenizer", "scheduler", "feature_extractor", "safety_checker")
 PAIRS_SHOWN = 8
 
 
@@ -28,7 +28,7 @@ def publish(
     """
     root = desk.folder / "model"
     shutil.rmtree(root, ignore_errors=True)
-    for part in KEPT_FROM_BASE:
+    for part in bases.KEPT:
         for file in sorted(f for f in base.manifest.files if f.startswith(f"{part}/")):
             link_or_copy(base.folder / file, root / file)
     training = json.loads((checkpoint.folder / "training.json").read_text())

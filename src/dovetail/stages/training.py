@@ -1,11 +1,10 @@
 """Stage 6, training: teach the U-Net; step loss, held-out loss, samples."""
 
-import json
 import shutil
 
 from dovetail.config import Training
 from dovetail.edges import pixels, plots, tensors
-from dovetail.edges.folders import Artifact, Desk, write_bytes, write_json
+from dovetail.edges.folders import Artifact, Desk, write_bytes, write_json, write_rows
 from dovetail.edges.models import Models
 from dovetail.engines import learner, material, painter
 from dovetail.errors import BadInputError
@@ -34,7 +33,7 @@ def train(latents: Artifact, models: Models, hints: Hints, config: Training, des
         sample(0)
     weights, curve = learner.teach(models, pictures, config, rate, desk.folder / "checkpoints", desk.show, sample)
     write_bytes(desk.folder / "weights.safetensors", tensors.to_bytes(weights))
-    write_bytes(desk.folder / "curve.jsonl", "".join(json.dumps(row, sort_keys=True) + "\n" for row in curve).encode())
+    write_rows(desk.folder / "curve.jsonl", curve)
     write_bytes(desk.folder / "loss.png", plots.loss_curves(curve))
     write_json(
         desk.folder / "training.json",
