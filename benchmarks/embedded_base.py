@@ -16,8 +16,8 @@ import torch
 from diffusers import AutoencoderKL
 
 from dovetail import bases
+from dovetail.edges import adapters, pixels
 from dovetail.edges import models as model_edge
-from dovetail.edges import pixels
 from dovetail.edges.models import Judge
 from dovetail.engines import painter
 from recipes.embedded_base import icons, prompts, scenes, train_vae
@@ -170,7 +170,7 @@ def main() -> None:
     every = prompts.scored()
     asks = every[:: max(1, len(every) // args.prompts)]
     if args.few:
-        model_edge.take_few_steps(models)
+        adapters.take(models.unet, models.folder / "few_step")
     orders = [painter.Order(prompt=ask.prompt, seed=SEED + i) for i, ask in enumerate(asks)]
     steps, guidance = (FEW, 1.0) if args.few else (args.steps, bases.hints(args.base).guidance_scale)
     fast = model_edge.in_bf16(models.unet)

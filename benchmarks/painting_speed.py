@@ -37,13 +37,14 @@ def painter_of(engine: str, base: Path, threads: int) -> Callable[[int], object]
             PROMPT, num_inference_steps=STEPS, guidance_scale=guidance, generator=torch.Generator().manual_seed(seed)
         )
     from dovetail import bases
+    from dovetail.edges import adapters
     from dovetail.edges import models as model_edge
     from dovetail.edges.openvino import CompiledUNet
     from dovetail.engines import painter
 
     models, few = bases.load(base), engine.endswith("few steps")
     if few:
-        model_edge.take_few_steps(models)
+        adapters.take(models.unet, models.folder / "few_step")
     unet = None
     if engine.startswith("openvino"):
         unet = CompiledUNet(models.unet, models.tokenizer.model_max_length, threads)

@@ -16,11 +16,13 @@ os.environ |= {
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 
 import pytest  # noqa: E402
+import schooling  # noqa: E402
 import tiny  # noqa: E402
 import torch  # noqa: E402
 
 from dovetail import library  # noqa: E402
 from dovetail.edges.folders import Artifact, Run  # noqa: E402
+from dovetail.engines.material import Material  # noqa: E402
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).parent.parent
@@ -83,3 +85,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Itera
         yield Finished(place / "run", pictures, tiny_base, place / "home", sealed)
     finally:
         os.environ["DOVETAIL_HOME"] = before
+
+
+@pytest.fixture(scope="module")
+def material() -> Material:
+    """Five pictures to learn, two to rehearse, two to be measured on."""
+    return schooling.material()

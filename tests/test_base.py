@@ -15,7 +15,7 @@ from tiny import pixels_of
 
 from dovetail import bases
 from dovetail.config import Evaluation
-from dovetail.edges.models import take_few_steps
+from dovetail.edges import adapters
 from dovetail.engines import painter
 from recipes.embedded_base import icons, prompts, scenes, televisions
 
@@ -74,7 +74,7 @@ def test_diffusers_takes_the_few_step_adapters_and_paints_what_the_painter_paint
     told = {"num_inference_steps": 4, "guidance_scale": 1.0, "generator": torch.Generator().manual_seed(1)}
     image = pipe("a cat on a blue background", **told).images[0]
     models = bases.load(BASE)
-    take_few_steps(models)
+    adapters.take(models.unet, models.folder / "few_step")
     ours = painter.paint(models, [painter.Order(prompt="a cat on a blue background", seed=1)], steps=4, guidance_scale=1.0)[0]
     assert np.abs(ours.astype(int) - np.asarray(image)).max() <= 2
 

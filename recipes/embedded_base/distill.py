@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from dovetail.config import Training
-from dovetail.edges import folders, tensors
+from dovetail.core import layouts
+from dovetail.edges import adapters, folders, tensors
 from dovetail.edges import models as model_edge
 from dovetail.edges.models import Models
 from dovetail.engines import learner, painter
@@ -120,12 +121,12 @@ def main() -> None:
         validation=Steps(points[cut:], captions[cut:], alphas), test=[], states=states,
     )  # fmt: skip
     diary = train_unet.Diary(args.out / "few.jsonl")
-    weights, curve = learner.teach(models, material, CONFIG, RATE, args.out / "checkpoints" / "few", diary, lambda step: None)
-    folders.write_rows(args.out / "curve-few.jsonl", curve)
+    taught = learner.teach(models, material, CONFIG, RATE, args.out / "checkpoints" / "few", diary, lambda step: None)
+    folders.write_rows(args.out / "curve-few.jsonl", taught.curve)
     student = Models(args.out, torch.device("cpu"))
-    model_edge.put_weights(student, weights, "lora", CONFIG.lora_rank, CONFIG.lora_alpha)
+    adapters.put(student.unet, taught.weights, "lora", CONFIG.lora_rank, CONFIG.lora_alpha)
     with whole(args.out / "few_step") as folder:
-        model_edge.lora_files(student.unet, folder)
+        adapters.files(student.unet, folder, layouts.kohya_name)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 
 from dovetail.config import Training
+from dovetail.core import trends
 from dovetail.edges import folders, pixels, plots, tensors
 from dovetail.edges import models as model_edge
 from dovetail.edges.console import Show
@@ -93,10 +94,10 @@ def train(build: Path) -> None:
         folders.write_bytes(build / "sheets" / f"{step:06d}.png", pixels.png(pixels.grid(painted, 12)))
 
     diary = Diary(build / "unet.jsonl")
-    weights, curve = learner.teach(models, material, LEARNING, RATE, build / "checkpoints" / "unet", diary, sheet)
-    folders.write_rows(build / "curve-unet.jsonl", curve)
-    folders.write_bytes(build / "loss-unet.png", plots.loss_curves(curve))
-    folders.write_bytes(build / "unet-trained.safetensors", tensors.to_bytes(weights))
+    taught = learner.teach(models, material, LEARNING, RATE, build / "checkpoints" / "unet", diary, sheet)
+    folders.write_rows(build / "curve-unet.jsonl", taught.curve)
+    folders.write_bytes(build / "loss-unet.png", plots.loss_curves(taught.curve, trends.lines(taught.curve)))
+    folders.write_bytes(build / "unet-trained.safetensors", tensors.to_bytes(taught.weights))
 
 
 def main() -> None:

@@ -64,19 +64,19 @@ def artifact(name: str, run: Run) -> Artifact:
 
 def load(folder: Path) -> "Models":
     """The parts of a diffusers folder, on the best device."""
-    from dovetail.edges import models
+    from dovetail.edges import machine, models
 
-    return models.Models(folder, models.pick_device())
+    return models.Models(folder, machine.pick_device())
 
 
 def load_tuned(folder: Path, trained: Artifact, config: Training) -> "Models":
     """The base with what a training gave in its U-Net (LoRA adapters are left on, ready to be kept or added in)."""
-    from dovetail.edges import models, tensors
+    from dovetail.edges import adapters, tensors
 
     tuned = load(folder)
     tuned.prediction = config.prediction_type
     weights = tensors.read(trained.folder / "weights.safetensors", trained.manifest.files["weights.safetensors"])
-    models.put_weights(tuned, weights, config.method, config.lora_rank, config.lora_alpha)
+    adapters.put(tuned.unet, weights, config.method, config.lora_rank, config.lora_alpha)
     return tuned
 
 

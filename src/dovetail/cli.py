@@ -86,7 +86,7 @@ def run_command(
     run: RunFlag = None,
     base: BaseFlag = None,
     until: Annotated[str, typer.Option("--until", metavar="STAGE", help="last stage to bring up")] = "production",
-    method: Annotated[str | None, typer.Option("--method", help="full or lora (training.method)")] = None,
+    method: Annotated[str | None, typer.Option("--method", help="full, lora, dora or lokr (training.method)")] = None,
     steps: Annotated[int | None, typer.Option("--steps", help="optimizer steps (training.steps)")] = None,
     config: ConfigFlag = None,
     settings: SetFlag = None,

@@ -67,7 +67,7 @@ class Processing(Table):
 class Training(Table):
     """Teach the U-Net."""
 
-    method: Literal["full", "lora"] = "full"
+    method: Literal["full", "lora", "dora", "lokr"] = "full"
     steps: int = Field(900, gt=0, description="optimizer steps")
     batch_size: int = Field(16, gt=0, description="pictures a forward pass")
     gradient_accumulation_steps: int = Field(1, gt=0)
@@ -85,7 +85,7 @@ class Training(Table):
         0.99, ge=0, lt=1, description="of the averaged weights, which are the ones published; 0 means none are kept"
     )
     ema_on_cpu: bool = Field(False, description="keep the averaged weights in main memory")
-    lora_rank: int = Field(16, gt=0)
+    lora_rank: int = Field(16, gt=0, description="of LoRA, DoRA and LoKr")
     lora_alpha: int = Field(16, gt=0)
     rehearsal_share: float = Field(0.25, ge=0, lt=1, description="of each batch, where rehearsal pictures exist")
     caption_dropout: float = Field(0.1, ge=0, lt=1)
@@ -107,6 +107,19 @@ class Training(Table):
     checkpoint_every: int = Field(150, gt=0, description="optimizer steps")
     checkpoints_kept: int | None = Field(2, gt=0, description="older ones are deleted; empty means none is")
     held_out_every: int = Field(150, gt=0, description="optimizer steps between held-out losses")
+    published: Literal["last", "best"] = Field(
+        "last", description="weights that are published: after the last step, or those with the lowest held-out loss"
+    )
+    early_stop: int | None = Field(
+        None, gt=0, description="end after so many held-out losses in a row without a new low; empty means never"
+    )
+    on_nan: Literal["stop", "roll back"] = Field(
+        "stop",
+        description="a loss that is no number ends the training, or takes it back to the newest checkpoint at half the rate",
+    )
+    time_limit_minutes: float | None = Field(
+        None, gt=0, description="then a checkpoint is written and the training stops; the same command goes on"
+    )
     sample_every: int = Field(300, gt=0, description="optimizer steps between sample grids")
     seed: int = 0
 
@@ -132,6 +145,7 @@ class Repo(Table):
     name: str = Field("", description="name in the registry; empty means the folder's name")
     registry: str = Field("", description="folder of the registry; empty means $DOVETAIL_HOME/registry or ~/.dovetail/registry")
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    single_file: bool = Field(False, description="also one .safetensors with everything in it, as other tools want it")
 
 
 class Endpoint(Table):

@@ -83,6 +83,7 @@ def material(flags: argparse.Namespace, table: "Table", models: "Models", out: P
 
 def finish(models: "Models", weights: dict[str, Any], variant: str | None, out: Path) -> None:
     """The pipeline in `out`: the U-Net with the trained weights, all else byte for byte the base's; read back and compared."""
+    from dovetail.edges import adapters
     from dovetail.edges import models as edge
     from dovetail.edges.folders import write_bytes
 
@@ -95,7 +96,7 @@ def finish(models: "Models", weights: dict[str, Any], variant: str | None, out: 
         write_bytes(out / plain, file.read_bytes())
     if models.prediction:
         models.scheduler().save_pretrained(out / "scheduler")
-    edge.put_weights(models, weights, "full", 0, 0)
+    adapters.put(models.unet, weights, "full", 0, 0)
     edge.save_unet(models.unet, out / "unet", "float32")
     edge.same_unet(models.unet, out, "float32")
     write_bytes(out / "model_index.json", (base / "model_index.json").read_bytes())
@@ -105,14 +106,13 @@ def run(flags: argparse.Namespace, given: set[str]) -> Path:
     """What the flags ask for; returns the folder of the finished pipeline."""
     from accelerate import PartialState
 
-    from dovetail.edges import hub, plots, tables
-    from dovetail.edges import models as edge
+    from dovetail.edges import hub, machine, plots, tables
     from dovetail.edges.console import Show
     from dovetail.edges.folders import write_bytes, write_rows
     from dovetail.edges.tracker import Tracker
     from dovetail.engines import learner
 
-    device = edge.pick_device()
+    device = machine.pick_device()
     wrong = asked.faults(flags, given, device.type)
     if wrong:
         raise BadConfigError(wrong[0])
@@ -135,16 +135,16 @@ def run(flags: argparse.Namespace, given: set[str]) -> Path:
         {k: v for k, v in vars(flags).items() if k not in ("hub_token", "local_rank")},
     )  # fmt: skip
     try:
-        weights, curve = learner.teach(
+        taught = learner.teach(
             models, told, config, rate, out, show, lambda step: _sample(flags, models, out, step), tracker.log, start
         )
     except KeyboardInterrupt as stop:
         raise StoppedError("stopped", do="add --resume_from_checkpoint=latest to go on from here") from stop
     tracker.close()
     if state.is_main_process:
-        finish(models, weights, flags.variant, out)
-        write_rows(out / "curve.jsonl", curve)
-        write_bytes(out / "loss.png", plots.loss_curves(curve))
+        finish(models, taught.weights, flags.variant, out)
+        write_rows(out / "curve.jsonl", taught.curve)
+        write_bytes(out / "loss.png", plots.loss_curves(taught.curve, {}))
         show.say(f"the model is in {out}")
         if target:
             show.say(f"uploaded to {hub.upload(out, target, flags.hub_token)}")

@@ -84,6 +84,7 @@ STAGES = (
 )  # fmt: skip
 
 State = Literal["sealed", "stale", "missing"]
+APART = {"training": {"time_limit_minutes", "checkpoint_every", "checkpoints_kept"}}  # keys that no result depends on
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,7 +145,7 @@ def _asked(stage: Stage, config: Config, sealed: dict[str, Artifact]) -> dict[st
     asked = {
         "stage": stage.name,
         "version": stage.version,
-        "config": getattr(config, stage.name).model_dump(mode="json"),
+        "config": getattr(config, stage.name).model_dump(mode="json", exclude=APART.get(stage.name)),
         "inputs": {name: sealed[name].content for name in stage.takes},
     }
     return asked | ({"folder": stages.sourcing.stamp(config.sourcing)} if stage.name == "sourcing" else {})

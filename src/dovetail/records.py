@@ -156,6 +156,17 @@ class Interval:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Trend:
+    """Where the held-out losses of a training go."""
+
+    answer: Literal["improving", "flat", "overfits", "worsens", "cannot tell"]
+    sentence: str
+    best_step: int
+    change: Interval  # of the loss since the base, as a share of the base's: below zero is better
+    bands: dict[str, Interval]  # the same by band of noise
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Release:
     """One line of a model's append-only release record."""
 

@@ -149,8 +149,12 @@ def _curves(sealed: Mapping[str, Artifact]) -> str:
         (f"{told['learning_rate']:g}", "learning rate"),
     ]
     plot = _framed(folder / "loss.png", "loss curves")
+    said = [told["trend"]["sentence"]] if told["trend"] else []
+    if told["published_step"] != told["steps"]:
+        said.append(f"The weights after step {told['published_step']:,} were taken, those with the lowest held-out loss.")
+    said += [f"At {event}." for event in told["events"]]
     names = "Validation prompts at fixed seeds: " + "; ".join(told["sample_prompts"])
-    return pages.section("Training", pages.fact_boxes(facts), "<br>" + plot, pages.paragraph(names), *grids)
+    return pages.section("Training", pages.fact_boxes(facts), *map(pages.paragraph, said), plot, pages.paragraph(names), *grids)
 
 
 def _endpoint(sealed: Mapping[str, Artifact]) -> str:

@@ -11,7 +11,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import load_file
 from tiny import PROMPTS, SIDE, TOKENS, WIDTH
 
-from dovetail.edges import models, tensors
+from dovetail.edges import adapters, models, tensors
 from dovetail.edges.models import Judge, Models
 from dovetail.errors import ModelError, StoreError
 
@@ -140,29 +140,31 @@ def test_a_saved_unet_reads_back_rounded_and_the_one_in_memory_is_as_it_was(
 
 def test_weights_of_another_model_are_refused(tiny_base: Path) -> None:
     with pytest.raises(ModelError, match="do not fit the base"):
-        models.put_weights(Models(tiny_base, CPU), {"no.such.weight": torch.zeros(1)}, "full", 1, 1)
+        adapters.put(Models(tiny_base, CPU).unet, {"no.such.weight": torch.zeros(1)}, "full", 1, 1)
 
 
 def test_fresh_adapters_change_nothing_and_follow_from_their_seed(tiny_base: Path) -> None:
     plain, adapted, again = (Models(tiny_base, CPU).unet for _ in range(3))
     state = torch.random.get_rng_state()
-    added = models.add_lora(adapted, 2, 2, seed=5)
+    added = adapters.add(adapted, "lora", 2, 2, seed=5)
     assert torch.equal(torch.random.get_rng_state(), state)
     assert added and all(p.dtype == torch.float32 for p in added)
     sample, states = torch.randn(1, 4, 8, 8), torch.randn(1, TOKENS, WIDTH)
     with torch.no_grad():
         torch.testing.assert_close(adapted(sample, 5, states).sample, plain(sample, 5, states).sample)
-    assert all(torch.equal(a, b) for a, b in zip(added, models.add_lora(again, 2, 2, seed=5), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(added, adapters.add(again, "lora", 2, 2, seed=5), strict=True))
 
 
-def test_fused_adapters_say_the_same_as_adapters_left_on(tiny_base: Path) -> None:
-    unet = Models(tiny_base, CPU).unet
-    for parameter in models.add_lora(unet, 2, 6, seed=1):
+@pytest.mark.parametrize("method", ["lora", "dora", "lokr"])
+def test_fused_adapters_say_the_same_as_adapters_left_on(tiny_base: Path, method: str) -> None:
+    unet, plain = Models(tiny_base, CPU).unet, Models(tiny_base, CPU).unet
+    for parameter in adapters.add(unet, method, 2, 6, seed=1):
         torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(2))
     sample, states = torch.randn(1, 4, 8, 8), torch.randn(1, TOKENS, WIDTH)
     with torch.no_grad():
         left_on = unet(sample, 5, states).sample
-        models.fuse_lora(unet)
+        assert not torch.allclose(left_on, plain(sample, 5, states).sample, atol=1e-3)
+        adapters.fuse(unet)
         torch.testing.assert_close(unet(sample, 5, states).sample, left_on, atol=2e-4, rtol=1e-3)
     assert not any("lora" in name for name in unet.state_dict())
 

@@ -16,7 +16,7 @@ from dovetail.errors import BadConfigError
         ({"training": {"step": 4}}, r"here: unknown key training\.step; known keys there: .*\bsteps\b"),
         ({"trainin": {}}, r"unknown key trainin; known keys there: .*\btraining\b"),
         ({"training": {"steps": 0}}, r"training\.steps: .*greater than 0; it is 0 now"),
-        ({"training": {"method": "dreambooth"}}, r"training\.method: .*'full' or 'lora'"),
+        ({"training": {"method": "dreambooth"}}, r"training\.method: .*'full', 'lora', 'dora' or 'lokr'"),
         ({"training": {"steps": "many"}}, r"training\.steps: .*integer"),
         ({"training": 4}, r"training: "),
         ({"wrangling": {"background": "white"}}, r"wrangling\.background"),

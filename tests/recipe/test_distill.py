@@ -58,7 +58,7 @@ def test_the_student_comes_nearer_to_its_teacher(models: Models, tmp_path: Path)
         sample_every=60, checkpoint_every=60, warmup_steps=2,
     )  # fmt: skip
     diary = train_unet.Diary(tmp_path / "diary.jsonl", every=20)
-    _, curve = learner.teach(models, material, settings, 3e-3, tmp_path / "checkpoints", diary, lambda step: None)
+    curve = learner.teach(models, material, settings, 3e-3, tmp_path / "checkpoints", diary, lambda step: None).curve
     losses = [row["loss"] for row in curve if "loss" in row]
     assert losses[-1] < 0.7 * losses[0]
 
@@ -76,7 +76,7 @@ def test_given_noise_and_timestep_are_used_and_not_drawn(models: Models, tmp_pat
         fresh = Models(models.folder, CPU)
         diary = train_unet.Diary(tmp_path / f"diary-{seed}.jsonl")
         found.append(
-            learner.teach(fresh, material, settings, 1e-3, tmp_path / str(seed), diary, lambda step: None)[1][0]["loss"]
+            learner.teach(fresh, material, settings, 1e-3, tmp_path / str(seed), diary, lambda step: None).curve[0]["loss"]
         )
     assert found[0] == found[1]
 

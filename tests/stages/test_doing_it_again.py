@@ -191,8 +191,8 @@ def test_a_training_stopped_half_way_goes_on_and_ends_with_the_same_weights(
     left = next((tmp_path / "run" / "training").glob("*.partial"))
     assert (left / "checkpoints").is_dir()
     steps: list[int] = []
-    step = learner._step
-    monkeypatch.setattr(learner, "_step", lambda lessons, n, rate: (steps.append(n), step(lessons, n, rate))[1])
+    step = learner._gradients
+    monkeypatch.setattr(learner, "_gradients", lambda lessons, n, stop: (steps.append(n), step(lessons, n, stop))[1])
     resumed, _ = again(until="training", **slower)
     assert steps == [2, 3, 4] and not left.exists()
     whole = library.run(run=str(tmp_path / "run"), until="processing")
@@ -228,18 +228,18 @@ def adapted(finished: Finished, tmp_path_factory: pytest.TempPathFactory) -> dic
     run = Path(shutil.copytree(finished.run, tmp_path_factory.mktemp("lora") / "run"))
     keys = short(
         training={"method": "lora", "learning_rate": 0.02, "lora_rank": 2, "lora_alpha": 8, "ema_decay": 0.1},
-        repo={"registry": str(run.parent / "registry")},
+        repo={"registry": str(run.parent / "registry"), "single_file": True, "name": "round"},
     )
     return library.run(str(finished.pictures), run=str(run), until="repo", base=str(finished.base), **keys)
 
 
-def _paint(folder: Path, adapters: Path | None = None) -> Any:
+def _paint(folder: Path, adapters: Path | None = None, pipe: Any = None) -> Any:
     import numpy as np
 
-    pipe = StableDiffusionPipeline.from_pretrained(folder)
+    pipe = pipe or StableDiffusionPipeline.from_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
     if adapters:
-        pipe.load_lora_weights(adapters, weight_name="pytorch_lora_weights.safetensors")
+        pipe.load_lora_weights(adapters.parent, weight_name=adapters.name)
     made = pipe("a round thing on red", num_inference_steps=3, guidance_scale=4.0, generator=torch.Generator().manual_seed(1))
     return np.asarray(made.images[0]).astype(int)
 
@@ -261,4 +261,11 @@ def test_the_published_adapters_on_the_base_paint_what_the_published_folder_pain
     model = adapted["repo"].folder / "model"
     fused, plain = _paint(model), _paint(finished.base)
     assert abs(fused - plain).max() > 8, "the training has changed nothing, this test would say nothing"
-    assert abs(_paint(finished.base, model) - fused).max() <= 2
+    for name in ("pytorch_lora_weights.safetensors", "kohya_lora.safetensors"):
+        assert abs(_paint(finished.base, model / name) - fused).max() <= 1, name
+
+
+def test_the_published_single_file_paints_what_the_published_folder_paints(adapted: dict[str, Artifact]) -> None:
+    model = adapted["repo"].folder / "model"
+    pipe = StableDiffusionPipeline.from_single_file(str(model / "round.safetensors"), config=str(model), local_files_only=True)
+    assert abs(_paint(model, pipe=pipe) - _paint(model)).max() <= 1

@@ -76,7 +76,7 @@ def _model_head(facts: Mapping[str, Any]) -> list[str]:
         "library_name: diffusers",
         "pipeline_tag: text-to-image",
         f"base_model: {json.dumps(facts['base'], ensure_ascii=False)}",
-        f"base_model_relation: {'adapter' if facts['training']['method'] == 'lora' else 'finetune'}",
+        f"base_model_relation: {'finetune' if facts['training']['method'] == 'full' else 'adapter'}",
         "tags:",
         "- stable-diffusion",
         "- dovetail",

@@ -1,9 +1,9 @@
 """Models: find, load, encode, decode, judge (diffusers, transformers, peft)."""
 
-import contextlib
 import json
 import os
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from diffusers.utils import logging as diffusers_logging
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
@@ -51,38 +52,6 @@ class MatmulAttention(AttnProcessor):
         weights = torch.softmax((query * attn.scale) @ key.transpose(-1, -2), dim=-1)
         seen = (weights.to(value.dtype) @ value).transpose(1, 2).flatten(2)
         return attn.to_out[1](attn.to_out[0](seen)) / attn.rescale_output_factor
-
-
-LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "net.0.proj", "net.2", "conv1", "conv2"]
-
-
-def pick_device() -> torch.device:
-    """CUDA where there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def memory_bytes(device: torch.device) -> int:
-    """Of a GPU, else of this machine or of the container that it gives us."""
-    if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory)
-    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = Path("/sys/fs/cgroup/memory.max")
-    told = limit.read_text().strip() if limit.exists() else ""
-    return min(whole, int(told)) if told.isdecimal() else whole
-
-
-def hold_memory() -> None:
-    """Have the C library keep what is freed: a training frees and takes the same memory thousands of times a second.
-
-    Giving it back to the system and taking it anew cost a tenth of a small U-Net's step. Other C libraries are left alone.
-    """
-    import ctypes
-
-    trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # numbers of glibc's malloc.h
-    with contextlib.suppress(OSError, AttributeError):
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-        for option, value in ((mmap_threshold, 32 << 20), (trim_threshold, 2**31 - 1), (top_pad, 64 << 20)):
-            mallopt(option, value)
 
 
 @dataclass
@@ -270,59 +239,6 @@ def _first_line(error: BaseException) -> str:
     return (lines[0] if lines else type(error).__name__)[:200]
 
 
-def add_lora(unet: UNet2DConditionModel, rank: int, alpha: int, seed: int) -> list[torch.nn.Parameter]:
-    """Put LoRA adapters (float32) on attention, feed-forward and residual convolutions; returns their parameters."""
-    from peft import LoraConfig
-
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        unet.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=LORA_TARGETS))
-    return [p for p in unet.parameters() if p.requires_grad]
-
-
-def put_weights(models: Models, weights: dict[str, Tensor], method: str, rank: int, alpha: int) -> None:
-    """Put what a training gave into the U-Net: all weights, or adapters (left on; `fuse_lora` adds them in)."""
-    if method == "lora":
-        add_lora(models.unet, rank, alpha, seed=0)
-    missing, unexpected = models.unet.load_state_dict(weights, strict=False)
-    if unexpected or (method == "full" and missing):
-        raise ModelError(
-            f"the trained weights do not fit the base ({len(unexpected)} unknown names)",
-            do="train again with this base",
-        )
-    models.unet.eval().requires_grad_(False)
-
-
-def lora_files(unet: UNet2DConditionModel, folder: Path) -> None:
-    """`pytorch_lora_weights.safetensors` as diffusers' `load_lora_weights` reads it, alpha kept as metadata."""
-    from diffusers import StableDiffusionPipeline
-    from peft.utils import get_peft_model_state_dict
-
-    told = unet.peft_config["default"].to_dict() | {"target_modules": sorted(LORA_TARGETS)}
-    StableDiffusionPipeline.save_lora_weights(
-        folder, unet_lora_layers=get_peft_model_state_dict(unet), safe_serialization=True, unet_lora_adapter_metadata=told
-    )
-
-
-def fuse_lora(unet: UNet2DConditionModel) -> None:
-    """Add the adapters into the weights they sit on and take them off."""
-    unet.fuse_lora()
-    unet.unload_lora()
-
-
-def take_few_steps(models: Models) -> None:
-    """Make the model its own few-step version: the adapters in its folder `few_step`, added into the U-Net.
-
-    It paints in four steps at guidance 1. Raises ModelError where the folder has none.
-    """
-    folder = models.folder / "few_step"
-    if not folder.is_dir():
-        raise ModelError(f"{models.folder} has no few-step version", do="paint with 20 steps or more")
-    models.unet.load_lora_adapter(folder, prefix="unet", weight_name="pytorch_lora_weights.safetensors", local_files_only=True)
-    fuse_lora(models.unet)
-    models.unet.eval().requires_grad_(False)
-
-
 def save_unet(unet: UNet2DConditionModel, folder: Path, dtype: str) -> None:
     """A diffusers `unet` folder, safetensors only."""
     with warnings.catch_warnings():
@@ -341,6 +257,21 @@ def same_unet(unet: UNet2DConditionModel, folder: Path, dtype: str) -> None:
             raise StoreError(
                 f"the written U-Net differs from the trained one at {name}", do="check the disk and run the same command again"
             )
+
+
+def save_single_file(models: Models, file: Path, dtype: str, names: Mapping[str, tuple[str, tuple[str, ...]]]) -> None:
+    """All parts in one `.safetensors`, under `names` (name there -> part, names of the weights); read back and compared."""
+    kind, parts = getattr(torch, dtype), {p: getattr(models, p).state_dict() for p in ("unet", "vae", "text_encoder")}
+    whole = {name: torch.cat([parts[part][n] for n in own]).cpu().to(kind).contiguous() for name, (part, own) in names.items()}
+    for name, tensor in whole.items():
+        if ".attn_1." in name and tensor.ndim == 2:  # there the VAE's attention is made of convolutions
+            whole[name] = tensor[:, :, None, None]
+    guess = "v" if models.scheduler().config.prediction_type == "v_prediction" else models.scheduler().config.prediction_type
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_file(whole, file, metadata={"format": "pt", "modelspec.prediction_type": guess})
+    written = load_file(file)
+    if any(not torch.equal(written[name], tensor) for name, tensor in whole.items()):
+        raise StoreError(f"{file.name} differs from the trained model", do="check the disk and run the same command again")
 
 
 class Judge:

@@ -1,7 +1,7 @@
 """Plots (matplotlib), as PNG bytes."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -12,6 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 INK, WARM, COOL, PALE = "#2b2f36", "#d1603d", "#2f6f9f", "#b9c0c9"
+STRONG = {"train": COOL, "validation": WARM}
 
 
 def _finish(figure: Any) -> bytes:
@@ -21,8 +22,11 @@ def _finish(figure: Any) -> bytes:
     return buffer.getvalue()
 
 
-def loss_curves(curve: Sequence[dict[str, Any]]) -> bytes:
-    """Two panels: the step loss (and its running mean), and the held-out loss against that of the base."""
+def loss_curves(curve: Sequence[dict[str, Any]], held_out: Mapping[str, Sequence[tuple[int, float]]]) -> bytes:
+    """Two panels: the step loss (and its running mean), and held-out losses, (step, share of the base's) by name.
+
+    `train` and `validation` are drawn strong, any other name thin.
+    """
     steps = [row for row in curve if "loss" in row]
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.4), layout="constrained")
     if steps:
@@ -33,11 +37,14 @@ def loss_curves(curve: Sequence[dict[str, Any]]) -> bytes:
         left.plot(x, smooth, color=INK, lw=2, label="running mean")
         left.legend(frameon=False)
     left.set(title="Step loss", xlabel="optimizer step", ylim=(0, None))
-    for name, colour in (("train", COOL), ("validation", WARM)):
-        rows = [row for row in curve if row.get("set") == name]
-        if rows:
-            means = [float(np.mean(list(row["losses"].values()))) for row in rows]
-            right.plot([r["step"] for r in rows], np.array(means) / means[0], "o-", color=colour, lw=2, ms=4, label=name)
+    thin = dict(zip([name for name in held_out if name not in STRONG], ((0, (1, 1)), (0, (3, 2)), (0, (6, 2))), strict=False))
+    for name, points in held_out.items():
+        look: dict[str, Any] = (
+            {"color": STRONG[name], "lw": 2, "marker": "o", "ms": 4}
+            if name in STRONG
+            else {"color": WARM, "lw": 1, "ls": thin.get(name, "-")}
+        )
+        right.plot(*zip(*points, strict=True), label=name, **look)
     right.axhline(1, color=PALE, lw=1)
     right.set(title="Held-out loss, base = 1 (fixed noise)", xlabel="optimizer step")
     if right.lines[:-1]:

@@ -27,9 +27,15 @@ class Checkpoint:
 
 
 def save(root: Path, checkpoint: Checkpoint, kept: int | None) -> None:
-    """Write `root/checkpoint-N`, which is there whole or not at all; then delete all but the `kept` newest."""
-    final = root / f"checkpoint-{checkpoint.step}"
-    temporary = root / f".{final.name}.{os.getpid()}.tmp"
+    """Write `root/checkpoint-N`; then delete all but the `kept` newest."""
+    write(root / f"checkpoint-{checkpoint.step}", checkpoint)
+    for old in every(root)[:-kept] if kept else []:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def write(final: Path, checkpoint: Checkpoint) -> None:
+    """Write the folder `final`, which is there whole or not at all."""
+    temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         sums = {name: tensors.write(temporary / name, data) for name, data in checkpoint.files.items()}
@@ -39,18 +45,23 @@ def save(root: Path, checkpoint: Checkpoint, kept: int | None) -> None:
         shutil.rmtree(final, ignore_errors=True)  # a damaged one, passed over when this training was taken up again
         with folders.writing(final):
             temporary.rename(final)
-            folders.fsync_folder(root)
+            folders.fsync_folder(final.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    for old in every(root)[:-kept] if kept else []:
-        shutil.rmtree(old, ignore_errors=True)
 
 
-def every(root: Path) -> list[Path]:
-    """The checkpoint folders below `root`, oldest first."""
-    found = [p for p in root.glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdecimal()]
-    return sorted(found, key=lambda p: int(p.name.removeprefix("checkpoint-")))
+def prune(root: Path, kind: str, step: int | None) -> None:
+    """Delete every `root/kind-N` but that of `step`."""
+    for folder in every(root, kind):
+        if folder.name != f"{kind}-{step}":
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def every(root: Path, kind: str = "checkpoint") -> list[Path]:
+    """The folders `root/kind-N`, oldest first."""
+    found = [p for p in root.glob(f"{kind}-*") if p.name.removeprefix(f"{kind}-").isdecimal()]
+    return sorted(found, key=lambda p: int(p.name.removeprefix(f"{kind}-")))
 
 
 def put_aside(root: Path, step: int) -> None:

@@ -1,6 +1,5 @@
 """The learner: one loop for full fine-tuning and LoRA, on cached latents, through accelerate; resumes bit for bit."""
 
-import json
 import math
 import signal
 import threading
@@ -8,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,40 +17,30 @@ from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from dovetail.config import Training
-from dovetail.core import digests, schedules
-from dovetail.edges import folders
+from dovetail.core import schedules, trends
+from dovetail.edges import adapters, folders, machine
 from dovetail.edges import models as model_edge
 from dovetail.edges.models import Models
 from dovetail.engines import checkpoints, material
+from dovetail.engines.lessons import Lessons, averaged, best, put, resume, save, save_best
 from dovetail.engines.material import Material, Row
 from dovetail.engines.objective import Objective, held_out_losses, training_losses
-from dovetail.errors import BadConfigError, TrainingError
+from dovetail.errors import BadConfigError, StoppedError, TrainingError
 
 MERGED_AREA = {"cpu": 32 * 16 * 16, "cuda": 16 * 64 * 64}  # latent pixels of the micro-batches that are merged into one
 CHEAP = 16  # activations that take less than this part of the device's memory are not worth recomputing
 SKIPS = 20  # steps in a row that a loss scaler may skip while it looks for its scale
-FREE = {"steps", "checkpoint_every", "checkpoints_kept", "held_out_every", "sample_every", "merge_micro_batches"}
+BACKS = 3  # times that a training may be rolled back
 
 
-@dataclass(slots=True)
-class Lessons:
-    """The state of a training under way."""
+@dataclass(frozen=True, slots=True)
+class Taught:
+    """What a training gave."""
 
-    models: Models
-    material: Material
-    config: Training
-    learning_rate: float
-    accelerator: Accelerator
-    unet: torch.nn.Module
-    optimizer: Any
-    parameters: list[torch.nn.Parameter]
-    names: list[str]
-    average: list[Tensor]  # the parameters themselves where no average is kept
-    objective: Objective
-    micro: int | None  # pictures a forward pass at most; None until the first step
-    curve: list[dict[str, Any]] = field(default_factory=list)
-    skipped: int = 0
-    measured: bool = False  # whether it is known what activations take
+    steps: int  # done
+    weights: dict[str, Tensor]  # averaged, by name, after the last step
+    curve: list[dict[str, Any]]
+    best: tuple[int, dict[str, Tensor]] | None  # step and averaged weights of the lowest held-out loss
 
 
 def teach(
@@ -64,40 +53,61 @@ def teach(
     on_sample: Callable[[int], None],
     on_step: Callable[[int, dict[str, float]], None] = lambda step, numbers: None,
     start: Path | None = None,
-) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-    """Train for `config.steps` optimizer steps; returns the averaged weights by name and the curve.
+) -> Taught:
+    """Train for `config.steps` optimizer steps, or until the held-out loss has had no new low for `config.early_stop` times.
 
     `folder` holds the checkpoints; called again on the same folder after a kill, it goes on from the newest whole one
     and ends with the same weights; `start` is another one to go on from, and newer ones are put aside. `on_sample(step)` is
     called with the averaged weights in place, `on_step(step, numbers)` with loss, gradient norm and learning rate.
     Raises TrainingError where the loss is no number or memory does not do, BadConfigError where the checkpoints are of a
-    training that was asked for otherwise.
+    training that was asked for otherwise, StoppedError where the time is up, KeyboardInterrupt where it was stopped: both after
+    a checkpoint.
     """
     lessons = _prepare(models, material, config, learning_rate, show)
-    first = _resume(lessons, folder, start)
-    if first == 0:
-        _hold_out(lessons, 0)
+    step = resume(lessons, folder, start)
+    if step == 0:
+        _hold_out(lessons, 0, folder)
     times: deque[float] = deque([time.perf_counter()], maxlen=50)
-    with show.bar("training", config.steps, done=first) as advance, _stop_flag() as stopped:
-        for step in range(first, config.steps):
+    with show.bar("training", config.steps, done=step) as advance, _stopping(config.time_limit_minutes) as stop:
+        while not _ended(lessons, step):
             rate = schedules.learning_rate(step, config.steps, learning_rate, config.warmup_steps, config.lr_scheduler)
-            loss, norm = _step(lessons, step, rate)
-            done = step + 1
-            if done % 10 == 0 or done == config.steps:
-                lessons.curve.append({"step": done, "loss": loss, "gradient_norm": norm, "learning_rate": rate})
-            on_step(done, {"loss": loss, "gradient_norm": norm, "learning_rate": rate})
-            if done % config.held_out_every == 0 or done == config.steps:
-                _hold_out(lessons, done)
-            if (done % config.sample_every == 0 or done == config.steps) and lessons.accelerator.is_main_process:
-                with averaged(lessons):
-                    on_sample(done)
-            if done % config.checkpoint_every == 0 or done == config.steps or stopped.is_set():
-                _checkpoint(lessons, done, folder)
+            rate *= lessons.factor
+            loss, norm, last = _gradients(lessons, step, stop())
+            if not _sound(lessons, loss, norm):
+                back = _roll_back(lessons, step, folder, show)
+                advance(back - step, "")
+                step = back
+                continue
+            _update(lessons, step, rate)
+            step += 1
+            told = {"loss": loss, "gradient_norm": norm, "learning_rate": rate}
+            on_step(step, told)
+            _look(lessons, step, told, folder, on_sample)
+            if step % config.checkpoint_every == 0 or last or _ended(lessons, step):
+                save(lessons, step, folder)
             times.append(time.perf_counter())
             advance(1, f"loss {loss:.3f}  {_speed(config, times)}")
-            if stopped.is_set() and done < config.steps:
-                raise KeyboardInterrupt
-    return dict(zip(lessons.names, (a.cpu() for a in lessons.average), strict=True)), lessons.curve
+            if last and not _ended(lessons, step):
+                raise _stopped(last, step, config)
+    weights = dict(zip(lessons.names, (a.cpu() for a in lessons.average), strict=True))
+    return Taught(step, weights, lessons.curve, best(lessons, folder))
+
+
+def _ended(lessons: Lessons, step: int) -> bool:
+    enough = lessons.config.early_stop
+    return step >= lessons.config.steps or (enough is not None and trends.since_best(lessons.curve) >= enough)
+
+
+def _look(lessons: Lessons, step: int, told: dict[str, float], folder: Path, on_sample: Callable[[int], None]) -> None:
+    """What is noted, measured and painted after a step."""
+    config = lessons.config
+    if step % config.held_out_every == 0 or step == config.steps:
+        _hold_out(lessons, step, folder)
+    if step % 10 == 0 or _ended(lessons, step):
+        lessons.curve.append({"step": step, **told})
+    if (step % config.sample_every == 0 or _ended(lessons, step)) and lessons.accelerator.is_main_process:
+        with averaged(lessons):
+            on_sample(step)
 
 
 def _speed(config: Training, times: Sequence[float]) -> str:
@@ -108,12 +118,12 @@ def _speed(config: Training, times: Sequence[float]) -> str:
 
 def _prepare(models: Models, material: Material, config: Training, learning_rate: float, show: folders.Showing) -> Lessons:
     if models.device.type == "cpu":
-        model_edge.hold_memory()
+        machine.hold_memory()
     models.prediction = config.prediction_type
     unet = models.unet
     unet.requires_grad_(config.method == "full")
-    if config.method == "lora":
-        model_edge.add_lora(unet, config.lora_rank, config.lora_alpha, config.seed)
+    if config.method != "full":
+        adapters.add(unet, config.method, config.lora_rank, config.lora_alpha, config.seed)
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     named = [(n, p) for n, p in unet.named_parameters() if p.requires_grad]
@@ -151,19 +161,22 @@ def _optimizer(parameters: list[torch.nn.Parameter], config: Training) -> torch.
     return AdamW8bit(parameters, **told)
 
 
-def _step(lessons: Lessons, step: int, rate: float) -> tuple[float, float]:
-    """One optimizer step; returns the mean loss of its pictures and the gradient norm before clipping."""
+def _gradients(lessons: Lessons, step: int, stop: int) -> tuple[float, float, int]:
+    """Mean loss of the step's pictures, gradient norm before clipping, and why any of the processes wants to stop."""
     mine, size = _rows(lessons, step)
     if lessons.config.gradient_checkpointing and not lessons.measured:
         _recompute(lessons, mine)
     while True:
         try:
-            value = _backward(lessons, mine, size)
+            value, last = _backward(lessons, mine, size, stop)
             break
         except RuntimeError as error:  # torch.OutOfMemoryError is one
             _smaller(lessons, mine, step, error)
-    norm = float(lessons.accelerator.clip_grad_norm_(lessons.parameters, lessons.config.max_grad_norm))
-    _finite(lessons, value, norm, step)
+    return value, float(lessons.accelerator.clip_grad_norm_(lessons.parameters, lessons.config.max_grad_norm)), last
+
+
+def _update(lessons: Lessons, step: int, rate: float) -> None:
+    """Weights and averaged weights after the gradients of `step`."""
     for group in lessons.optimizer.param_groups:
         group["lr"] = rate
     lessons.optimizer.step()
@@ -172,7 +185,6 @@ def _step(lessons: Lessons, step: int, rate: float) -> tuple[float, float]:
         decay = schedules.ema_decay(step, lessons.config.ema_decay)
         weights = [p.detach().to(a.device) for p, a in zip(lessons.parameters, lessons.average, strict=True)]
         torch._foreach_lerp_(lessons.average, weights, 1 - decay)
-    return value, norm
 
 
 def _rows(lessons: Lessons, step: int) -> tuple[list[Row], int]:
@@ -201,15 +213,18 @@ def _recompute(lessons: Lessons, rows: list[Row]) -> None:
     latents, states = (torch.Size((len(most), *x.shape)) for x in (most[0].latents, most[0].states))
     dtype = torch.float32 if lessons.accelerator.mixed_precision == "no" else torch.bfloat16
     needed = model_edge.activation_bytes(lessons.models.unet, latents, states, dtype)
-    if needed * CHEAP < model_edge.memory_bytes(lessons.models.device):
+    if needed * CHEAP < machine.memory_bytes(lessons.models.device):
         lessons.models.unet.disable_gradient_checkpointing()
         told = f"activations of {needed / 2**20:.0f} MiB a pass are kept, not recomputed"
         if {"step": 0, "event": told} not in lessons.curve:  # it may come from a checkpoint
             lessons.curve.append({"step": 0, "event": told})
 
 
-def _backward(lessons: Lessons, mine: list[Row], size: int) -> float:
-    """Gradients of the mean loss over all processes' rows, each row weighing the same; returns that mean."""
+def _backward(lessons: Lessons, mine: list[Row], size: int, stop: int) -> tuple[float, int]:
+    """Gradients of the mean loss over all processes' rows, each row weighing the same; returns that mean.
+
+    And the highest `stop`: all processes hear of one in the same step, so that none waits for another that has left.
+    """
     accelerator, unet = lessons.accelerator, lessons.unet
     unet.train()
     total = torch.zeros((), device=lessons.models.device)
@@ -219,7 +234,10 @@ def _backward(lessons: Lessons, mine: list[Row], size: int) -> float:
             losses = training_losses(lessons.objective, unet, rows, lessons.config)
             accelerator.backward(losses.sum() * accelerator.num_processes / size)
         total += losses.detach().sum()
-    return float(accelerator.reduce(total, "sum")) / size
+    if accelerator.num_processes == 1:
+        return float(total) / size, stop
+    heard = accelerator.gather(torch.stack([total, torch.full_like(total, stop)])[None])
+    return float(heard[:, 0].sum()) / size, int(heard[:, 1].max())
 
 
 def micro_batches(rows: Sequence[Row], most: int) -> Iterator[list[Row]]:
@@ -249,18 +267,33 @@ def _smaller(lessons: Lessons, mine: list[Row], step: int, error: BaseException)
         torch.cuda.empty_cache()
 
 
-def _finite(lessons: Lessons, value: float, norm: float, step: int) -> None:
-    """A loss scaler may skip some steps at the start; anything else that is no number is the end."""
+def _sound(lessons: Lessons, value: float, norm: float) -> bool:
+    """Whether loss and gradients are numbers; a loss scaler may overflow some gradients at the start."""
     if math.isfinite(value) and math.isfinite(norm):
         lessons.skipped = 0
-        return
+        return True
     lessons.skipped += 1
-    if not math.isfinite(value) or lessons.accelerator.scaler is None or lessons.skipped > SKIPS:
-        raise TrainingError(f"the loss is not a number at step {step + 1}", do="lower [training] learning_rate and run again")
+    return math.isfinite(value) and lessons.accelerator.scaler is not None and lessons.skipped <= SKIPS
 
 
-def _hold_out(lessons: Lessons, step: int) -> None:
-    """Append the losses of the averaged weights on validation pictures and on as many training pictures to the curve."""
+def _roll_back(lessons: Lessons, step: int, folder: Path, show: folders.Showing) -> int:
+    """Go back to the newest checkpoint at half the learning rate, if that was asked for; returns its step."""
+    what = f"the loss is not a number at step {step + 1}"
+    factor = lessons.factor / 2
+    found = checkpoints.latest(folder) if lessons.config.on_nan == "roll back" else None
+    if found is None or factor < 0.5**BACKS:
+        raise TrainingError(what, do="lower [training] learning_rate and run again")
+    lessons.optimizer.zero_grad(set_to_none=True)
+    put(lessons, found)
+    lessons.factor, lessons.skipped = factor, 0
+    told = f"{what}: back to step {found.step}, learning rate by {factor:g}"
+    lessons.curve.append({"step": found.step, "event": told})
+    show.say(told)
+    return found.step
+
+
+def _hold_out(lessons: Lessons, step: int, folder: Path) -> None:
+    """Append the losses of the averaged weights on validation pictures and on as many training pictures; keep the best."""
     for name, items in (
         ("validation", lessons.material.validation),
         ("train", lessons.material.train[: len(lessons.material.validation)]),
@@ -269,117 +302,35 @@ def _hold_out(lessons: Lessons, step: int) -> None:
             with averaged(lessons):
                 losses = held_out_losses(lessons.unet, lessons.objective, items, lessons.material.states)
             lessons.curve.append({"step": step, "set": name, "losses": losses})
+    if trends.best_step(lessons.curve) == step:
+        save_best(lessons, step, folder)
+
+
+SIGNALLED, LATE = 1, 2  # why a training stops before its end
 
 
 @contextmanager
-def averaged(lessons: Lessons) -> Iterator[None]:
-    """The averaged weights in the model's place."""
-    kept = [p.data for p in lessons.parameters]
-    for parameter, average in zip(lessons.parameters, lessons.average, strict=True):
-        parameter.data = average.to(parameter.device)
-    was = lessons.unet.training
-    lessons.unet.eval()
-    try:
-        yield
-    finally:
-        for parameter, data in zip(lessons.parameters, kept, strict=True):
-            parameter.data = data
-        lessons.unet.train(was)
-
-
-def _checkpoint(lessons: Lessons, step: int, folder: Path) -> None:
-    lessons.accelerator.wait_for_everyone()
-    if lessons.accelerator.is_main_process:
-        checkpoints.save(folder, _state(lessons, step), lessons.config.checkpoints_kept)
-    lessons.accelerator.wait_for_everyone()
-
-
-def _files(config: Training) -> tuple[str, str]:
-    """Where weights and averaged weights lie below a checkpoint."""
-    if config.method == "full":
-        return "unet/diffusion_pytorch_model.safetensors", "unet_ema/diffusion_pytorch_model.safetensors"
-    return "lora/weights.safetensors", "lora_ema/weights.safetensors"
-
-
-def _state(lessons: Lessons, step: int) -> checkpoints.Checkpoint:
-    adam = lessons.optimizer.state_dict()["state"]
-    weights, averages = _files(lessons.config)
-    files = {
-        weights: {n: p.data for n, p in zip(lessons.names, lessons.parameters, strict=True)},
-        "optimizer.safetensors": {f"{i}.{k}": torch.as_tensor(v) for i, entry in adam.items() for k, v in entry.items()},
-    }
-    texts = {}
-    if lessons.config.ema_decay:
-        files[averages] = dict(zip(lessons.names, lessons.average, strict=True))
-    if lessons.config.method == "full":
-        texts = {f"{Path(name).parent}/config.json": lessons.models.unet.to_json_string() for name in files if "/" in name}
-    state = {
-        "asked": _asked(lessons), "steps": lessons.config.steps, "micro": lessons.micro, "curve": lessons.curve,
-        "scaler": lessons.accelerator.scaler.state_dict() if lessons.accelerator.scaler else {},
-    }  # fmt: skip
-    return checkpoints.Checkpoint(step, files, state, texts)
-
-
-def _asked(lessons: Lessons) -> dict[str, Any]:
-    """What the weights after some steps depend on, but for the number of steps to come."""
-    told = {"learning_rate": lessons.learning_rate, "pictures": len(lessons.material.train), "data": lessons.material.key}
-    return lessons.config.model_dump(mode="json", exclude=FREE) | told
-
-
-def _resume(lessons: Lessons, folder: Path, start: Path | None) -> int:
-    """Put the newest whole checkpoint in place, or that of `start`; returns the optimizer steps done."""
-    found = checkpoints.read(start) if start else checkpoints.latest(folder)
-    if found is None:
-        return 0
-    if found.state["asked"] != _asked(lessons):
-        differing = ", ".join(digests.differing_fields(found.state["asked"], _asked(lessons)))
-        raise BadConfigError(
-            f"the checkpoints in {folder} are of another training ({differing})", do="ask for the same, or take another folder"
-        )
-    _same_rates(lessons, found.step, found.state["steps"])
-    if start and lessons.accelerator.is_main_process:
-        checkpoints.put_aside(folder, found.step)
-    weights, averages = (found.files.get(name) for name in _files(lessons.config))
-    for name, parameter, average in zip(lessons.names, lessons.parameters, lessons.average, strict=True):
-        parameter.data.copy_((weights or {})[name])
-        if averages:
-            average.copy_(averages[name])
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in found.files["optimizer.safetensors"].items():
-        number, key = name.split(".")
-        state.setdefault(int(number), {})[key] = tensor
-    whole = lessons.optimizer.state_dict()
-    lessons.optimizer.load_state_dict({"state": state, "param_groups": whole["param_groups"]})
-    if lessons.accelerator.scaler and found.state["scaler"]:
-        lessons.accelerator.scaler.load_state_dict(found.state["scaler"])
-    lessons.curve, lessons.micro = json.loads(json.dumps(found.state["curve"])), found.state["micro"]
-    return found.step
-
-
-def _same_rates(lessons: Lessons, done: int, steps: int) -> None:
-    """A training may be made longer or shorter where its learning rates so far would have been the same."""
-    config = lessons.config
-    then, now = (
-        [schedules.learning_rate(s, n, 1.0, config.warmup_steps, config.lr_scheduler) for s in range(done)]
-        for n in (steps, config.steps)
-    )
-    if then != now or done > config.steps:
-        raise BadConfigError(
-            f"{done} steps of {steps} are done, and {config.steps} are asked for now",
-            do="ask for the same number, or take another folder",
-        )
-
-
-@contextmanager
-def _stop_flag() -> Iterator[threading.Event]:
-    """Set by Ctrl-C or SIGTERM, so that the step under way ends and a checkpoint is written first."""
+def _stopping(minutes: float | None) -> Iterator[Callable[[], int]]:
+    """Asked before each step: 0, or why that step is to be the last: Ctrl-C or SIGTERM, or the time is up."""
     flag = threading.Event()
+    deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
+
+    def stop() -> int:
+        return SIGNALLED if flag.is_set() else LATE if time.monotonic() > deadline else 0
+
     if threading.current_thread() is not threading.main_thread():
-        yield flag
+        yield stop
         return
     before = {s: signal.signal(s, lambda *_: flag.set()) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield flag
+        yield stop
     finally:
         for s, handler in before.items():
             signal.signal(s, handler)
+
+
+def _stopped(why: int, step: int, config: Training) -> BaseException:
+    if why == SIGNALLED:
+        return KeyboardInterrupt()
+    minutes = f"{config.time_limit_minutes:g} minutes"
+    return StoppedError(f"the {minutes} are up after step {step} of {config.steps}", do="the same command goes on from there")

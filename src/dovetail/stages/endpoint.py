@@ -10,8 +10,7 @@ from typing import Any
 
 from dovetail.config import Endpoint
 from dovetail.edges import app as web
-from dovetail.edges import models as model_edge
-from dovetail.edges import pixels
+from dovetail.edges import machine, pixels
 from dovetail.edges.folders import Artifact, Desk, Showing, write_bytes, write_json
 from dovetail.edges.models import Models
 from dovetail.engines import painter
@@ -23,7 +22,7 @@ POLL_SECONDS = 0.5
 
 def engine_of(folder: Path, name: str, version: str) -> web.Engine:
     """Load a diffusers folder and paint once, so that the first request is as fast as the second."""
-    models = Models(folder, model_edge.pick_device())
+    models = Models(folder, machine.pick_device())
 
     def paint(wish: web.Wish) -> bytes:
         order = painter.Order(prompt=wish.prompt, seed=wish.seed, negative_prompt=wish.negative_prompt)

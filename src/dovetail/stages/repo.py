@@ -7,15 +7,16 @@ from pathlib import Path
 
 from dovetail import bases
 from dovetail.config import Repo
-from dovetail.core import cards, digests
+from dovetail.core import cards, digests, layouts
+from dovetail.edges import adapters, pixels
 from dovetail.edges import models as model_edge
-from dovetail.edges import pixels
 from dovetail.edges.folders import Artifact, Desk, digest_folder, link_or_copy, write_bytes, write_json
 from dovetail.edges.models import Models
 from dovetail.edges.registry import Registry
 from dovetail.records import Example, Rejected, ScoredSample
 
 PAIRS_SHOWN = 8
+OPEN_CLIP_WIDTH = 1024  # of the text encoder of SD 2.x; that of SD 1.x has 768
 
 
 def publish(
@@ -32,15 +33,17 @@ def publish(
         for file in sorted(f for f in base.manifest.files if f.startswith(f"{part}/")):
             link_or_copy(base.folder / file, root / file)
     training = json.loads((checkpoint.folder / "training.json").read_text())
-    if method == "lora":
-        model_edge.lora_files(tuned.unet, root)
-        model_edge.fuse_lora(tuned.unet)
+    if method != "full":
+        adapters.files(tuned.unet, root, layouts.kohya_name)
+        adapters.fuse(tuned.unet)
     model_edge.save_unet(tuned.unet, root / "unet", config.dtype)
     if tuned.prediction:
         (root / "scheduler" / "scheduler_config.json").unlink()  # a link to the base's own
         tuned.scheduler().save_pretrained(root / "scheduler")
     write_json(root / "model_index.json", json.loads((base.folder / "model_index.json").read_text()))
     model_edge.same_unet(tuned.unet, root, config.dtype)
+    if config.single_file:
+        model_edge.save_single_file(tuned, root / f"{config.name}.safetensors", config.dtype, _single_file_names(tuned))
     examples = dataset.records(Example)
     told = json.loads((verdict.folder / "verdict.json").read_text())
     write_bytes(root / "eval" / "before-after.png", before_after(verdict))
@@ -62,6 +65,15 @@ def publish(
     number = digests.of_files(sums)[:12]
     Registry(Path(config.registry)).add(config.name, number, root)
     write_json(desk.folder / "published.json", {"name": config.name, "version": number, "registry": config.registry})
+
+
+def _single_file_names(tuned: Models) -> dict[str, tuple[str, tuple[str, ...]]]:
+    unet, vae, text = tuned.unet, tuned.vae, tuned.text_encoder
+    attended = frozenset(i for i, kind in enumerate(unet.config.up_block_types) if "CrossAttn" in kind)
+    return layouts.single_file(
+        unet.state_dict(), vae.state_dict(), text.state_dict(), layers_per_block=unet.config.layers_per_block,
+        attended=attended, vae_blocks=len(vae.config.block_out_channels), open_clip=text.config.hidden_size == OPEN_CLIP_WIDTH,
+    )  # fmt: skip
 
 
 def before_after(verdict: Artifact) -> bytes:

@@ -1,8 +1,12 @@
 """Stage 6, training: teach the U-Net; step loss, held-out loss, samples."""
 
 import shutil
+from dataclasses import asdict
+
+from torch import Tensor
 
 from dovetail.config import Training
+from dovetail.core import trends
 from dovetail.edges import pixels, plots, tensors
 from dovetail.edges.folders import Artifact, Desk, write_bytes, write_json, write_rows
 from dovetail.edges.models import Models
@@ -31,20 +35,36 @@ def train(latents: Artifact, models: Models, hints: Hints, config: Training, des
 
     if not (desk.folder / "samples" / f"step-{0:07d}.png").exists():
         sample(0)
-    weights, curve = learner.teach(models, pictures, config, rate, desk.folder / "checkpoints", desk.show, sample)
-    write_bytes(desk.folder / "weights.safetensors", tensors.to_bytes(weights))
-    write_rows(desk.folder / "curve.jsonl", curve)
-    write_bytes(desk.folder / "loss.png", plots.loss_curves(curve))
+    taught = learner.teach(models, pictures, config, rate, desk.folder / "checkpoints", desk.show, sample)
+    step, weights = _published(taught, config, desk)
+    trend = trends.trend(taught.curve)
+    if trend:
+        desk.show.say(trend.sentence)
+    write_rows(desk.folder / "curve.jsonl", taught.curve)
+    write_bytes(desk.folder / "loss.png", plots.loss_curves(taught.curve, trends.lines(taught.curve)))
     write_json(
         desk.folder / "training.json",
         {
-            "method": config.method, "learning_rate": rate, "steps": config.steps, "weights_digest": tensors.digest(weights),
-            "pictures_seen": config.steps * config.batch_size * config.gradient_accumulation_steps,
+            "method": config.method, "learning_rate": rate, "steps": taught.steps, "weights_digest": tensors.digest(weights),
+            "published_step": step, "trend": asdict(trend) if trend else None,
+            "events": [f"step {row['step']}: {row['event']}" for row in taught.curve if "event" in row],
+            "pictures_seen": taught.steps * config.batch_size * config.gradient_accumulation_steps,
             "train_pictures": len(pictures.train), "validation_pictures": len(pictures.validation),
             "rehearsal_pictures": len(pictures.rehearsal), "sample_prompts": prompts,
         },
     )  # fmt: skip
     shutil.rmtree(desk.folder / "checkpoints")
+
+
+def _published(taught: learner.Taught, config: Training, desk: Desk) -> tuple[int, dict[str, Tensor]]:
+    """Write the weights that were asked for and, where they differ, the others beside them; returns step and weights."""
+    kinds = {"last": (taught.steps, taught.weights)} | ({"best": taught.best} if taught.best else {})
+    chosen = config.published if config.published in kinds else "last"
+    for kind, (step, weights) in kinds.items():
+        if kind == chosen or step != kinds[chosen][0]:
+            name = "weights" if kind == chosen else kind
+            write_bytes(desk.folder / f"{name}.safetensors", tensors.to_bytes(weights))
+    return kinds[chosen]
 
 
 def _rate(config: Training, hints: Hints) -> float:

@@ -1,0 +1,105 @@
+"""What the held-out losses of a training say: how far from the base, still improving or not, and where it overfits.
+
+Each loss is divided by the base's mean loss at the same timestep, so that no noise level outweighs another. Differences are
+paired by picture, whose noise is always the same, with a 95 % interval over pictures.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from dovetail.core import statistics
+from dovetail.records import Interval, Trend
+
+BANDS = ("low-noise", "middle", "high-noise")  # thirds of the timesteps
+WINDOW = 3  # improving, or flat: over this part of the measurements, the latest ones
+
+
+def measured(curve: Sequence[Mapping[str, Any]], which: str) -> dict[int, np.ndarray]:
+    """Step -> held-out losses (pictures, timesteps) of the set `which`, as shares of the base's mean at each timestep."""
+    rows = {row["step"]: row["losses"] for row in curve if row.get("set") == which}
+    if not rows:
+        return {}
+    tables = {step: np.array([rows[step][name] for name in sorted(rows[step])]) for step in sorted(rows)}
+    first = tables[min(tables)].mean(0)
+    return {step: table / first for step, table in tables.items()}
+
+
+def banded(table: np.ndarray) -> dict[str, np.ndarray]:
+    """The losses (pictures, timesteps) in three bands of noise."""
+    return dict(zip(BANDS, np.array_split(table, len(BANDS), axis=1), strict=True))
+
+
+def lines(curve: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[int, float]]]:
+    """Name -> (step, mean share of the base's loss): training pictures, validation pictures, and those by band of noise."""
+    validation = measured(curve, "validation")
+    drawn = {"train": measured(curve, "train"), "validation": validation}
+    drawn |= {name: {step: banded(table)[name] for step, table in validation.items()} for name in BANDS}
+    return {name: [(step, float(table.mean())) for step, table in tables.items()] for name, tables in drawn.items() if tables}
+
+
+def best_step(curve: Sequence[Mapping[str, Any]]) -> int | None:
+    """The step with the lowest held-out loss on validation pictures, the first of equals; None where none was measured."""
+    tables = measured(curve, "validation")
+    return min(tables, key=lambda step: (float(tables[step].mean()), step)) if tables else None
+
+
+def since_best(curve: Sequence[Mapping[str, Any]]) -> int:
+    """Measurements after the best one."""
+    best = best_step(curve)
+    return 0 if best is None else sum(step > best for step in measured(curve, "validation"))
+
+
+def trend(curve: Sequence[Mapping[str, Any]]) -> Trend | None:
+    """The verdict in words; None where there is nothing to compare with the base."""
+    tables, best = measured(curve, "validation"), best_step(curve)
+    if best is None or len(tables) < 2:
+        return None
+    steps = list(tables)
+    first, last = tables[steps[0]], tables[steps[-1]]
+    gain = _change(first, last)
+    bands = {name: _change(banded(first)[name], banded(last)[name]) for name in BANDS}
+    away = abs(gain.mean)
+    where = f"Held-out loss is {away:.1%} {'below' if gain.mean <= 0 else 'above'} the base's"
+    if gain.count < 2:
+        sentence = f"{where}; one picture held out is too few to say more."
+        return Trend(answer="cannot tell", sentence=sentence, best_step=best, change=gain, bands=bands)
+    where += f" (95 % interval {gain.low:+.1%} to {gain.high:+.1%})"
+    rising = _rising(tables)
+    if rising:
+        learnt = measured(curve, "train")
+        since = min(rising.values())
+        grew = _change(learnt[since], learnt[steps[-1]]).low > 0 if since in learnt and steps[-1] in learnt else False
+        names = f"{' and '.join(rising)} band{'s' * (len(rising) > 1)}"
+        sentence = f"{where}; it {'worsens' if grew else 'overfits'} in the {names} since step {since:,}"
+        sentence += ", on training pictures too." if grew else "."
+        return Trend(answer="worsens" if grew else "overfits", sentence=sentence, best_step=best, change=gain, bands=bands)
+    back = steps[(len(steps) - 1) * (WINDOW - 1) // WINDOW]
+    if _change(tables[back], last).high < 0:
+        return Trend(answer="improving", sentence=f"{where}, improving.", best_step=best, change=gain, bands=bands)
+    still = steps[-1]
+    for step in reversed(steps[:-1]):
+        moved = _change(tables[step], last)
+        if not moved.low <= 0 <= moved.high:
+            break
+        still = step
+    return Trend(answer="flat", sentence=f"{where}, flat since step {still:,}.", best_step=best, change=gain, bands=bands)
+
+
+def _change(before: np.ndarray, after: np.ndarray) -> Interval:
+    """Mean of the pictures' changes from one (pictures, timesteps) table to another."""
+    differences = (after - before).mean(1)
+    return statistics.paired_interval(differences.tolist(), [f"{i:06d}" for i in range(len(differences))])
+
+
+def _rising(tables: Mapping[int, np.ndarray]) -> dict[str, int]:
+    """Band -> step of its lowest loss, for the bands whose latest loss is above that beyond doubt."""
+    steps = list(tables)
+    rising = {}
+    for name in BANDS:
+        cut = {step: banded(tables[step])[name] for step in steps}
+        lowest = min(steps, key=lambda step: (float(cut[step].mean()), step))
+        if lowest != steps[-1] and _change(cut[lowest], cut[steps[-1]]).low > 0:
+            rising[name] = lowest
+    return rising

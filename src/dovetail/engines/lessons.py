@@ -1,0 +1,176 @@
+"""Where a training stands: what it works on, how that is written down, and how it is taken up again."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from dovetail.config import Training
+from dovetail.core import digests, schedules, trends
+from dovetail.edges.models import Models
+from dovetail.engines import checkpoints
+from dovetail.engines.checkpoints import Checkpoint
+from dovetail.engines.material import Material
+from dovetail.engines.objective import Objective
+from dovetail.errors import BadConfigError
+
+FREE = {
+    "steps", "checkpoint_every", "checkpoints_kept", "held_out_every", "sample_every", "merge_micro_batches", "published",
+    "early_stop", "on_nan", "time_limit_minutes",
+}  # fmt: skip
+
+
+@dataclass(slots=True)
+class Lessons:
+    """The state of a training under way."""
+
+    models: Models
+    material: Material
+    config: Training
+    learning_rate: float
+    accelerator: Accelerator
+    unet: torch.nn.Module
+    optimizer: Any
+    parameters: list[torch.nn.Parameter]
+    names: list[str]
+    average: list[Tensor]  # the parameters themselves where no average is kept
+    objective: Objective
+    micro: int | None  # pictures a forward pass at most; None until the first step
+    curve: list[dict[str, Any]] = field(default_factory=list)
+    factor: float = 1.0  # of the learning rate, halved each time that the training was rolled back
+    skipped: int = 0
+    measured: bool = False  # whether it is known what activations take
+
+
+@contextmanager
+def averaged(lessons: Lessons) -> Iterator[None]:
+    """The averaged weights in the model's place."""
+    kept = [p.data for p in lessons.parameters]
+    for parameter, average in zip(lessons.parameters, lessons.average, strict=True):
+        parameter.data = average.to(parameter.device)
+    was = lessons.unet.training
+    lessons.unet.eval()
+    try:
+        yield
+    finally:
+        for parameter, data in zip(lessons.parameters, kept, strict=True):
+            parameter.data = data
+        lessons.unet.train(was)
+
+
+def save(lessons: Lessons, step: int, folder: Path) -> None:
+    """Write `folder/checkpoint-N`; then delete older ones, and the best weights of before."""
+    lessons.accelerator.wait_for_everyone()
+    if lessons.accelerator.is_main_process:
+        checkpoints.save(folder, _whole(lessons, step), lessons.config.checkpoints_kept)
+        checkpoints.prune(folder, "best", trends.best_step(lessons.curve))
+    lessons.accelerator.wait_for_everyone()
+
+
+def save_best(lessons: Lessons, step: int, folder: Path) -> None:
+    """Write `folder/best-N`, the averaged weights alone; older ones stay until a checkpoint knows of this one."""
+    if lessons.accelerator.is_main_process:
+        _, averages = _files(lessons.config)
+        files = {averages: dict(zip(lessons.names, lessons.average, strict=True))}
+        checkpoints.write(folder / f"best-{step}", Checkpoint(step, files, {}, _texts(lessons, files)))
+    lessons.accelerator.wait_for_everyone()
+
+
+def best(lessons: Lessons, folder: Path) -> tuple[int, dict[str, Tensor]] | None:
+    """Step and averaged weights of the lowest held-out loss; None where none was measured."""
+    step = trends.best_step(lessons.curve)
+    if step is None:
+        return None
+    return step, checkpoints.read(folder / f"best-{step}").files[_files(lessons.config)[1]]
+
+
+def resume(lessons: Lessons, folder: Path, start: Path | None) -> int:
+    """Put the newest whole checkpoint in place, or that of `start`; returns the optimizer steps done."""
+    found = checkpoints.read(start) if start else checkpoints.latest(folder)
+    if found is None:
+        return 0
+    if found.state["asked"] != _asked(lessons):
+        differing = ", ".join(digests.differing_fields(found.state["asked"], _asked(lessons)))
+        raise BadConfigError(
+            f"the checkpoints in {folder} are of another training ({differing})", do="ask for the same, or take another folder"
+        )
+    _same_rates(lessons, found.step, found.state["steps"])
+    if start and lessons.accelerator.is_main_process:
+        checkpoints.put_aside(folder, found.step)
+    put(lessons, found)
+    return found.step
+
+
+def put(lessons: Lessons, found: Checkpoint) -> None:
+    """Put a checkpoint in place of where the training stands."""
+    weights, averages = (found.files.get(name) for name in _files(lessons.config))
+    for name, parameter, average in zip(lessons.names, lessons.parameters, lessons.average, strict=True):
+        parameter.data.copy_((weights or {})[name])
+        if averages:
+            average.copy_(averages[name])
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in found.files["optimizer.safetensors"].items():
+        number, key = name.split(".")
+        state.setdefault(int(number), {})[key] = tensor
+    whole = lessons.optimizer.state_dict()
+    lessons.optimizer.load_state_dict({"state": state, "param_groups": whole["param_groups"]})
+    if lessons.accelerator.scaler and found.state["scaler"]:
+        lessons.accelerator.scaler.load_state_dict(found.state["scaler"])
+    lessons.curve, lessons.micro = json.loads(json.dumps(found.state["curve"])), found.state["micro"]
+    lessons.factor = found.state.get("factor", 1.0)
+
+
+def _files(config: Training) -> tuple[str, str]:
+    """Where weights and averaged weights lie below a checkpoint."""
+    if config.method == "full":
+        return "unet/diffusion_pytorch_model.safetensors", "unet_ema/diffusion_pytorch_model.safetensors"
+    return "lora/weights.safetensors", "lora_ema/weights.safetensors"
+
+
+def _whole(lessons: Lessons, step: int) -> Checkpoint:
+    adam = lessons.optimizer.state_dict()["state"]
+    weights, averages = _files(lessons.config)
+    files = {
+        weights: {n: p.data for n, p in zip(lessons.names, lessons.parameters, strict=True)},
+        "optimizer.safetensors": {f"{i}.{k}": torch.as_tensor(v) for i, entry in adam.items() for k, v in entry.items()},
+    }
+    if lessons.config.ema_decay:
+        files[averages] = dict(zip(lessons.names, lessons.average, strict=True))
+    state = {
+        "asked": _asked(lessons), "steps": lessons.config.steps, "micro": lessons.micro, "factor": lessons.factor,
+        "curve": lessons.curve, "scaler": lessons.accelerator.scaler.state_dict() if lessons.accelerator.scaler else {},
+    }  # fmt: skip
+    return Checkpoint(step, files, state, _texts(lessons, files))
+
+
+def _texts(lessons: Lessons, files: dict[str, dict[str, Tensor]]) -> dict[str, str]:
+    """What diffusers wants beside the weights."""
+    if lessons.config.method != "full":
+        return {}
+    return {f"{Path(name).parent}/config.json": lessons.models.unet.to_json_string() for name in files if "/" in name}
+
+
+def _asked(lessons: Lessons) -> dict[str, Any]:
+    """What the weights after some steps depend on, but for the number of steps to come."""
+    told = {"learning_rate": lessons.learning_rate, "pictures": len(lessons.material.train), "data": lessons.material.key}
+    return lessons.config.model_dump(mode="json", exclude=FREE) | told
+
+
+def _same_rates(lessons: Lessons, done: int, steps: int) -> None:
+    """A training may be made longer or shorter where its learning rates so far would have been the same."""
+    config = lessons.config
+    then, now = (
+        [schedules.learning_rate(s, n, 1.0, config.warmup_steps, config.lr_scheduler) for s in range(done)]
+        for n in (steps, config.steps)
+    )
+    if then != now or done > config.steps:
+        raise BadConfigError(
+            f"{done} steps of {steps} are done, and {config.steps} are asked for now",
+            do="ask for the same number, or take another folder",
+        )

@@ -1,0 +1,195 @@
+"""A training that is cut off, goes wrong, or comes to its best before its end: nothing is lost."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from schooling import CPU, config, teach
+from torch import Tensor
+
+from dovetail.edges import tensors
+from dovetail.edges.console import Show
+from dovetail.edges.models import Models
+from dovetail.engines import checkpoints, learner, objective
+from dovetail.engines.lessons import Lessons
+from dovetail.engines.material import Item, Material
+from dovetail.errors import StoppedError, TrainingError
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("at", [2, 4])
+def test_a_training_cut_off_anywhere_and_taken_up_again_ends_with_the_same_bits(
+    tiny_base: Path, tmp_path: Path, material: Material, method: str, at: int
+) -> None:
+    settings = config(method=method, gradient_accumulation_steps=2, batch_size=2)
+    whole, curve = teach(tiny_base, tmp_path / "whole", material, settings)
+
+    def fall_over(step: int) -> None:
+        if step == at:
+            raise RuntimeError("the power went")
+
+    with pytest.raises(RuntimeError, match="the power went"):
+        teach(tiny_base, tmp_path / "cut", material, settings, on_sample=fall_over)
+    torch.rand(7)  # whatever else the process has drawn meanwhile
+    again, curve_again = teach(tiny_base, tmp_path / "cut", material, settings)
+    assert tensors.digest(again) == tensors.digest(whole) and curve_again == curve
+
+
+def test_after_a_kill_no_step_before_the_checkpoint_is_done_again(tiny_base: Path, tmp_path: Path, material: Material) -> None:
+    seen: list[int] = []
+
+    def fall_over(step: int) -> None:
+        seen.append(step)
+        if len(seen) == 2:
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        teach(tiny_base, tmp_path, material, config(), on_sample=fall_over)
+    teach(tiny_base, tmp_path, material, config(), on_sample=seen.append)
+    assert seen == [2, 4, 4, 6]
+
+
+@pytest.mark.parametrize("damage", [b"", b"not a tensor", None])
+def test_a_damaged_newest_checkpoint_is_passed_over_for_the_one_before(
+    tiny_base: Path, tmp_path: Path, material: Material, damage: bytes | None
+) -> None:
+    whole, _ = teach(tiny_base, tmp_path, material, config())
+    kept = sorted(p.name for p in tmp_path.glob("checkpoint-*"))
+    assert kept == ["checkpoint-4", "checkpoint-6"]
+    newest = tmp_path / "checkpoint-6" / "unet_ema" / "diffusion_pytorch_model.safetensors"
+    newest.unlink() if damage is None else newest.write_bytes(damage)
+    assert (found := checkpoints.latest(tmp_path)) and found.step == 4
+    seen: list[int] = []
+    again, _ = teach(tiny_base, tmp_path, material, config(), on_sample=seen.append)
+    assert seen == [6] and tensors.digest(again) == tensors.digest(whole)
+    assert (healed := checkpoints.latest(tmp_path)) and healed.step == 6, (
+        "the damaged checkpoint was left in the way of the new one"
+    )
+
+
+def test_without_any_whole_checkpoint_training_starts_anew(tiny_base: Path, tmp_path: Path, material: Material) -> None:
+    whole, _ = teach(tiny_base, tmp_path, material, config())
+    for file in tmp_path.rglob("state.json"):
+        file.write_text("{")
+    assert checkpoints.latest(tmp_path) is None
+    assert tensors.digest(teach(tiny_base, tmp_path, material, config())[0]) == tensors.digest(whole)
+
+
+def test_a_loss_that_is_no_number_ends_with_the_step_and_what_to_do(
+    tiny_base: Path, tmp_path: Path, material: Material
+) -> None:
+    with pytest.raises(TrainingError, match=r"not a number at step \d.*learning_rate"):
+        teach(tiny_base, tmp_path, material, config(steps=30, warmup_steps=0, max_grad_norm=1e9), rate=1e18)
+
+
+def test_a_loss_scaler_may_skip_some_steps_and_no_more() -> None:
+    class Scaled:
+        scaler = object()
+
+    state = Lessons(**dict.fromkeys(Lessons.__dataclass_fields__, None) | {"accelerator": Scaled, "skipped": 0})  # type: ignore[arg-type]
+    assert all(learner._sound(state, 0.5, float("inf")) for _ in range(learner.SKIPS))
+    assert not learner._sound(state, 0.5, float("inf")) and not learner._sound(state, float("nan"), 1.0)
+    assert learner._sound(state, 0.5, 1.0) and state.skipped == 0
+
+
+def _fail_at(monkeypatch: pytest.MonkeyPatch, places: list[int]) -> list[int]:
+    """The loss is no number the first time that each of these steps is done; returns the steps that were done."""
+    done: list[int] = []
+    gradients, left = learner._gradients, list(places)
+
+    def broken(state: Lessons, step: int, stop: int) -> tuple[float, float, int]:
+        done.append(step)
+        value, norm, last = gradients(state, step, stop)
+        if step in left:
+            left.remove(step)
+            value = float("nan")
+        return value, norm, last
+
+    monkeypatch.setattr(learner, "_gradients", broken)
+    return done
+
+
+def test_after_a_loss_that_is_no_number_training_goes_back_and_on_at_half_the_rate_where_that_is_asked(
+    tiny_base: Path, tmp_path: Path, material: Material, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = _fail_at(monkeypatch, [3])
+    _, curve = teach(tiny_base, tmp_path, material, config(on_nan="roll back", lr_scheduler="constant", steps=10))
+    assert done == [0, 1, 2, 3, 2, 3, 4, 5, 6, 7, 8, 9]
+    told = "the loss is not a number at step 4: back to step 2, learning rate by 0.5"
+    assert [row for row in curve if "event" in row] == [{"step": 2, "event": told}]
+    assert [row["learning_rate"] for row in curve if "loss" in row] == [1e-3]
+    found = checkpoints.latest(tmp_path)
+    assert found and found.state["factor"] == 0.5, "a resumed training would go on at the rate of before"
+
+
+def test_a_training_is_rolled_back_some_times_and_never_before_the_first_checkpoint(
+    tiny_base: Path, tmp_path: Path, material: Material, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _fail_at(monkeypatch, [3] * (learner.BACKS + 1))
+    with pytest.raises(TrainingError, match=r"not a number at step 4; lower \[training\] learning_rate"):
+        teach(tiny_base, tmp_path / "a", material, config(on_nan="roll back"))
+    monkeypatch.undo()
+    _fail_at(monkeypatch, [1])
+    with pytest.raises(TrainingError, match="not a number at step 2"):
+        teach(tiny_base, tmp_path / "b", material, config(on_nan="roll back"))
+
+
+def _held_out_as(monkeypatch: pytest.MonkeyPatch, levels: list[float]) -> None:
+    """Held-out losses that follow a given course."""
+    left = [level for level in levels for _ in ("validation", "train")]
+
+    def losses(unet: Any, goal: Any, items: list[Item], states: Any) -> dict[str, list[float]]:
+        level = left.pop(0)
+        return {item.name: [level + 0.001 * n] * objective.BANDS for n, item in enumerate(items)}
+
+    monkeypatch.setattr(learner, "held_out_losses", losses)
+
+
+def test_the_best_weights_are_kept_beside_the_last_and_an_early_stop_ends_there(
+    tiny_base: Path, tmp_path: Path, material: Material, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[int, Tensor] = {}
+    models = Models(tiny_base, CPU)
+
+    def note(step: int) -> None:
+        seen[step] = models.unet.conv_out.weight.clone()
+
+    settings = config(steps=20, held_out_every=2, checkpoint_every=4, early_stop=2, lr_scheduler="constant")
+    _held_out_as(monkeypatch, [1.0, 0.9, 0.7, 0.8, 0.75, 0.6])
+    taught = learner.teach(models, material, settings, 2e-3, tmp_path, Show(quiet=True), note)
+    assert taught.steps == 8, "two measurements after the lowest, at step 4"
+    assert taught.best and taught.best[0] == 4 and torch.equal(taught.best[1]["conv_out.weight"], seen[4])
+    assert torch.equal(taught.weights["conv_out.weight"], seen[8]) and not torch.equal(seen[4], seen[8])
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["best-4", "checkpoint-4", "checkpoint-8"]
+    again = learner.teach(Models(tiny_base, CPU), material, settings, 2e-3, tmp_path, Show(quiet=True), note)
+    assert again.steps == 8 and again.best and again.best[0] == 4, "what has ended is not done again"
+
+
+def test_best_weights_outlive_a_kill_before_the_checkpoint_that_knows_of_better_ones(
+    tiny_base: Path, tmp_path: Path, material: Material, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = config(held_out_every=1, checkpoint_every=2, sample_every=1)
+    _held_out_as(monkeypatch, [1.0, 0.8, 0.9, 0.5])
+
+    def fall_over(step: int) -> None:
+        if step == 3:
+            raise RuntimeError("the power went")
+
+    with pytest.raises(RuntimeError, match="the power went"):
+        teach(tiny_base, tmp_path, material, settings, on_sample=fall_over)
+    assert {p.name for p in checkpoints.every(tmp_path, "best")} == {"best-1", "best-3"}
+    _held_out_as(monkeypatch, [0.9, 0.9, 0.9, 0.9])
+    taught = learner.teach(Models(tiny_base, CPU), material, settings, 2e-3, tmp_path, Show(quiet=True), lambda step: None)
+    assert taught.best and taught.best[0] == 1
+
+
+def test_when_the_time_is_up_a_checkpoint_is_written_and_the_same_call_goes_on_to_the_same_bits(
+    tiny_base: Path, tmp_path: Path, material: Material
+) -> None:
+    whole, _ = teach(tiny_base, tmp_path / "whole", material, config())
+    for done in range(1, 6):
+        with pytest.raises(StoppedError, match=f"1e-09 minutes are up after step {done} of 6; the same command goes on"):
+            teach(tiny_base, tmp_path / "cut", material, config(time_limit_minutes=1e-9))
+    again, _ = teach(tiny_base, tmp_path / "cut", material, config(time_limit_minutes=1e-9))
+    assert tensors.digest(again) == tensors.digest(whole)
