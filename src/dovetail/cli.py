@@ -104,31 +104,9 @@ def run_command(
 
 
 def _closing_words(sealed: "dict[str, Artifact]", run: "Run") -> None:
-    import json
+    from dovetail import report
 
-    if "evaluation" in sealed:
-        typer.echo(json.loads((sealed["evaluation"].folder / "verdict.json").read_text())["sentence"])
-    typer.echo(f"report: {run.root / 'report.html'}")
-    if "production" in sealed:
-        told = json.loads((sealed["production"].folder / "release.json").read_text())
-        prompt = json.loads((sealed["endpoint"].folder / "endpoint.json").read_text())["request"]["prompt"]
-        me, name = _this_command(), _findable(told)
-        typer.echo(f"picture:  {me} paint {name} {shlex.quote(prompt)} --seed 7 --out picture.png")
-        typer.echo(f"endpoint: {me} serve {name}    then, from elsewhere:")
-        body = json.dumps({"prompt": prompt, "seed": 7})
-        typer.echo(
-            f"  curl -s http://127.0.0.1:8000/v1/images/generations -H 'Content-Type: application/json' -d {shlex.quote(body)}"
-        )
-
-
-def _findable(published: dict[str, Any]) -> str:
-    """The registry name; where the registry is not the default one, the folder."""
-    from dovetail.edges.registry import Registry, default_root
-
-    place = Path(published["registry"])
-    if place == default_root():
-        return str(published["name"])
-    return shlex.quote(str(Registry(place).version_folder(published["name"], published["version"])))
+    typer.echo("\n".join(report.closing_words(sealed, run, _this_command())))
 
 
 def _this_command() -> str:
@@ -226,6 +204,31 @@ def paint_command(
         model, prompt, seed=seed, steps=steps, guidance_scale=guidance_scale, negative_prompt=negative_prompt, out=out
     )
     typer.echo(out)
+
+
+@app.command("plan")
+def plan_command(
+    folder: Annotated[str | None, typer.Argument(help="pictures with captions")] = None,
+    run: RunFlag = None,
+    base: BaseFlag = None,
+    method: Annotated[str | None, typer.Option("--method", help="full, lora, dora or lokr (training.method)")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", help="optimizer steps (training.steps)")] = None,
+    gpus: Annotated[str | None, typer.Option("--gpus", metavar="FILE", help="table of GPUs and prices")] = None,
+    from_scratch: Annotated[bool, typer.Option("--from-scratch", help="what a Stable Diffusion itself costs")] = False,
+    config: ConfigFlag = None,
+    settings: SetFlag = None,
+) -> None:
+    """Before money is spent: time, memory, disk and cost of the training, here and on GPUs for hire."""
+    from dovetail import library, plan
+    from dovetail.edges.console import Show
+
+    offers = plan.gpus(gpus)
+    if from_scratch:
+        typer.echo("\n".join(plan.from_scratch(offers)))
+        return
+    keys = _keys(settings, sourcing__folder=folder, base=base, training__method=method, training__steps=steps)
+    resolved, place = library.configure(run or "runs/plan", config, keys)
+    typer.echo("\n".join(plan.lines(resolved, place, offers, Show(quiet=True))))
 
 
 @app.command("status")

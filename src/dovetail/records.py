@@ -156,6 +156,16 @@ class Interval:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Gpu:
+    """A GPU that can be had for money."""
+
+    name: str
+    memory_gib: float
+    tflops: float  # dense bf16
+    dollars_an_hour: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Trend:
     """Where the held-out losses of a training go."""
 

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import shlex
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ from dovetail.config import Config
 from dovetail.core import digests, pages
 from dovetail.edges import settings
 from dovetail.edges.folders import Artifact, Run, write_bytes
+from dovetail.edges.registry import Registry, default_root
 from dovetail.records import Example, Rejected, ScoredSample
 
 SHOWN_PAIRS, SHOWN_OTHERS, SHOWN_DATA, SHOWN_REJECTED = 12, 8, 60, 200
@@ -223,3 +225,28 @@ def _reproduce(config: Config, sealed: Mapping[str, Artifact]) -> str:
     text = f"<pre>{pages.escape(command)}\n\n# dovetail.toml\n{pages.escape(settings.text(config, comments=False))}</pre>"
     base = pages.paragraph(f"Base: {config.base}, content {sealed['base'].content[:16]}." if "base" in sealed else "")
     return pages.section("How to reproduce", base, text, table)
+
+
+def closing_words(sealed: Mapping[str, Artifact], run: Run, command: str) -> list[str]:
+    """What the terminal says at the end: verdict, report, how to ask the model; `command` is this program as it was called."""
+    told = [_json(sealed["evaluation"], "verdict.json")["sentence"]] if "evaluation" in sealed else []
+    told.append(f"report: {run.root / 'report.html'}")
+    if "production" not in sealed:
+        return told
+    name = _findable(_json(sealed["production"], "release.json"))
+    prompt = _json(sealed["endpoint"], "endpoint.json")["request"]["prompt"]
+    body = json.dumps({"prompt": prompt, "seed": 7})
+    return [
+        *told,
+        f"picture:  {command} paint {name} {shlex.quote(prompt)} --seed 7 --out picture.png",
+        f"endpoint: {command} serve {name}    then, from elsewhere:",
+        f"  curl -s http://127.0.0.1:8000/v1/images/generations -H 'Content-Type: application/json' -d {shlex.quote(body)}",
+    ]
+
+
+def _findable(published: Mapping[str, Any]) -> str:
+    """The registry name; where the registry is not the default one, the folder."""
+    place = Path(published["registry"])
+    if place == default_root():
+        return str(published["name"])
+    return shlex.quote(str(Registry(place).version_folder(published["name"], published["version"])))

@@ -2,8 +2,9 @@
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 
@@ -36,6 +37,13 @@ def add(unet: UNet2DConditionModel, method: str, rank: int, alpha: int, seed: in
             )
             unet.add_adapter(config)
     return [p for p in unet.parameters() if p.requires_grad]
+
+
+def count(config: Mapping[str, Any], method: str, rank: int, alpha: int) -> int:
+    """How many weights the adapters of such a U-Net have; it is built without memory."""
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**config).requires_grad_(False)
+        return sum(p.numel() for p in add(unet, method, rank, alpha, 0))
 
 
 def put(unet: UNet2DConditionModel, weights: dict[str, Tensor], method: str, rank: int, alpha: int) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import resource
 from pathlib import Path
 
 import torch
@@ -10,6 +11,21 @@ import torch
 def pick_device() -> torch.device:
     """CUDA where there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def name(device: torch.device) -> str:
+    """What it is called."""
+    if device.type == "cuda":
+        return str(torch.cuda.get_device_name(device))
+    cores = len(os.sched_getaffinity(0))
+    return f"{cores} CPU core{'s' * (cores > 1)}"
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The most that this process has held at once: of a GPU's memory, else of the machine's."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_reserved(device))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def memory_bytes(device: torch.device) -> int:

@@ -3,7 +3,7 @@
 import json
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -141,15 +141,58 @@ def in_bf16(unet: UNet2DConditionModel) -> Any:
     return call
 
 
-def activation_bytes(unet: UNet2DConditionModel, latents: torch.Size, states: torch.Size, dtype: torch.dtype) -> int:
+@dataclass(frozen=True, slots=True)
+class Arithmetic:
+    """What one training pass of a U-Net takes, told from shapes alone."""
+
+    tflop: float  # forward and backward, a multiplication with its addition as two
+    kept: int  # bytes of activations that the backward pass wants, weights not counted
+    recomputed: int  # about as many where they are recomputed block by block
+
+
+def on_meta(config: Mapping[str, Any]) -> UNet2DConditionModel:
+    """A U-Net that takes no memory."""
+    with torch.device("meta"):
+        return UNet2DConditionModel(**config)
+
+
+def activation_bytes(unet: UNet2DConditionModel, latents: Sequence[int], states: Sequence[int], dtype: torch.dtype) -> int:
     """Bytes that a forward pass keeps for its backward pass, from shapes alone: nothing is computed.
 
     `latents` is (b, c, h, w), `states` (b, tokens, width). Weights are not counted.
     """
+    return _kept(_twin(unet, dtype), latents, states, dtype)
+
+
+def arithmetic(unet: UNet2DConditionModel, latents: Sequence[int], states: Sequence[int]) -> Arithmetic:
+    """Of a bf16 pass over (b, c, h, w) latents and (b, tokens, width) states."""
+    from diffusers.models.resnet import ResnetBlock2D
+    from diffusers.models.transformers.transformer_2d import Transformer2DModel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    twin, entered = _twin(unet, torch.bfloat16), [0]
+    with FlopCounterMode(display=False) as counter:
+        _shown(twin, latents, states, torch.bfloat16).sum().backward()
+    for module in twin.modules():  # what recomputation keeps is what enters each block
+        if isinstance(module, ResnetBlock2D | Transformer2DModel):
+            module.register_forward_pre_hook(lambda _, args: entered.append(args[0].nbytes))
+    kept = _kept(twin, latents, states, torch.bfloat16)
+    return Arithmetic(counter.get_total_flops() / 1e12, kept, sum(entered) + kept // max(1, len(entered) - 1))
+
+
+def _twin(unet: UNet2DConditionModel, dtype: torch.dtype) -> UNet2DConditionModel:
+    twin = on_meta(unet.config).to(dtype).train()
+    twin.set_attn_processor(next(iter(unet.attn_processors.values()), AttnProcessor2_0()))
+    return twin
+
+
+def _shown(twin: UNet2DConditionModel, latents: Sequence[int], states: Sequence[int], dtype: torch.dtype) -> Tensor:
     with torch.device("meta"):
-        twin = UNet2DConditionModel.from_config(unet.config).to(dtype).train()
-        twin.set_attn_processor(next(iter(unet.attn_processors.values()), AttnProcessor2_0()))
-        seen = (torch.empty(latents, dtype=dtype), torch.empty(latents[:1], dtype=torch.long), torch.empty(states, dtype=dtype))
+        seen, words = torch.empty(*latents, dtype=dtype), torch.empty(*states, dtype=dtype)
+        return twin(seen, torch.empty(latents[0], dtype=torch.long), words, return_dict=False)[0]
+
+
+def _kept(twin: UNet2DConditionModel, latents: Sequence[int], states: Sequence[int], dtype: torch.dtype) -> int:
     weights = {p.untyped_storage()._cdata for p in twin.parameters()}
     kept: dict[int, Tensor] = {}  # the tensors too, so that no storage is counted under another's number
 
@@ -159,7 +202,7 @@ def activation_bytes(unet: UNet2DConditionModel, latents: torch.Size, states: to
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        twin(*seen, return_dict=False)
+        _shown(twin, latents, states, dtype)
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from dovetail.config import Config, Table
 from dovetail.errors import BadConfigError
+from dovetail.records import Gpu
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -20,6 +21,17 @@ def read(path: Path) -> dict[str, Any]:
         raise BadConfigError(f"there is no file {path}", do="write one with `dovetail init`") from error
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise BadConfigError(f"{path}: {error}", do="correct the file") from error
+
+
+def gpus(path: Path) -> list[Gpu]:
+    """The rows [[gpu]] of a file. Raises BadConfigError where one is not whole."""
+    rows = read(path).get("gpu", [])
+    try:
+        return [Gpu(**row) for row in rows]
+    except TypeError as error:
+        raise BadConfigError(
+            f"{path}: a row [[gpu]] is not whole: {error}", do="give name, memory_gib, tflops, dollars_an_hour"
+        ) from error
 
 
 def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
