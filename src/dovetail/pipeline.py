@@ -62,10 +62,10 @@ STAGES = (
           does=lambda w: stages.wrangling.wrangle(w["gathering"], w.config.wrangling, w.desk)),
     Stage(name="buildout", verb="build", takes=("wrangling",),
           does=lambda w: stages.buildout.build(w["wrangling"], w.config.buildout, w.desk)),
-    Stage(name="processing", verb="process", takes=("buildout", "base"),
+    Stage(name="processing", verb="process", version=2, takes=("buildout", "base"),
           does=lambda w: stages.processing.process(
               w["buildout"], w["base"], w.models, w.config.processing, bases.hints(w["base"].folder), w.desk)),
-    Stage(name="training", verb="train", takes=("processing", "base"),
+    Stage(name="training", verb="train", version=2, takes=("processing", "base"),
           does=lambda w: stages.training.train(
               w["processing"], w.models, bases.hints(w["base"].folder), w.config.training, w.desk)),
     Stage(name="evaluation", verb="evaluate", takes=("buildout", "processing", "training", "base"),

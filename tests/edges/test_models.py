@@ -105,6 +105,21 @@ def test_text_states_have_a_row_for_each_token_and_a_long_prompt_is_cut(tiny_bas
     assert states.shape == (3, TOKENS, WIDTH) and states.dtype == torch.float32
     torch.testing.assert_close(found.embed(["a cat"])[0], states[0])
     assert not torch.allclose(states[0], states[2])
+    ids = found.tokenizer(
+        ["a cat", "word " * 500], padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt"
+    )
+    torch.testing.assert_close(found.text_encoder(ids.input_ids)[0], states[:2])  # in one piece as diffusers reads it
+
+
+def test_a_long_text_is_read_in_pieces_and_a_short_one_filled_up(tiny_base: Path) -> None:
+    found, long, read = Models(tiny_base, CPU), "red blue " * 40, TOKENS - 2
+    words = found._words([long])[0]
+    assert found.pieces(long) == -(-len(words) // read) > 2 and found.pieces("a cat") == found.pieces("") == 1
+    states = found.embed([long, "a cat"], 2)
+    assert states.shape == (2, 2 * TOKENS, WIDTH)
+    torch.testing.assert_close(states[1], torch.cat([*found.embed(["a cat", ""])]))
+    second = found.tokenizer.decode(words[read : 2 * read])
+    torch.testing.assert_close(states[0, TOKENS:], found.embed([second])[0])
 
 
 def test_moments_are_the_autoencoders_and_decoding_is_its_way_back(tiny_base: Path) -> None:

@@ -200,6 +200,15 @@ def test_pictures_of_several_shapes_share_a_step(tiny_base: Path, tmp_path: Path
     assert all(torch.isfinite(w).all() for w in weights.values()) and curve[-1]["step"] == 4
 
 
+def test_captions_of_any_length_share_a_step(tiny_base: Path, tmp_path: Path, material: Material) -> None:
+    def longer(caption: str) -> Tensor:
+        return torch.cat([states(caption)] * (2 if caption.endswith(("1", "3")) else 1))
+
+    mixed = Material(train=material.train, rehearsal=[], validation=material.validation, test=[], states=longer)
+    weights, curve = teach(tiny_base, tmp_path, mixed, config(steps=3))
+    assert all(torch.isfinite(w).all() for w in weights.values()) and curve[-1]["step"] == 3
+
+
 def test_dream_moves_the_target_by_the_models_own_error(tiny_base: Path) -> None:
     models = Models(tiny_base, CPU)
     goal = objective.Objective.of(models)

@@ -82,9 +82,27 @@ def test_a_scheduler_that_draws_noise_paints_the_same_alone_and_in_company(with_
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
 def test_a_picture_is_the_same_alone_and_in_a_batch_of_any_size(tiny_base: Path, batch_size: int) -> None:
     models = Models(tiny_base, CPU)
-    together = painter.paint(models, ORDERS, steps=3, guidance_scale=4.0, batch_size=batch_size)
-    alone = [painter.paint(models, [order], steps=3, guidance_scale=4.0)[0] for order in ORDERS]
-    assert len(together) == 3 and all(apart(a, b) <= 1 for a, b in zip(together, alone, strict=True))
+    orders = [
+        ORDERS[0],
+        Order(prompt="a red house " * 30, seed=3),
+        *ORDERS[1:],
+        Order(prompt="x", seed=4, negative_prompt="rain " * 40),
+    ]
+    together = painter.paint(models, orders, steps=3, guidance_scale=4.0, batch_size=batch_size)
+    alone = [painter.paint(models, [order], steps=3, guidance_scale=4.0)[0] for order in orders]
+    assert len(together) == 5 and all(apart(a, b) <= 1 for a, b in zip(together, alone, strict=True))
+
+
+def test_a_prompt_of_any_length_is_read_to_its_end(tiny_base: Path) -> None:
+    models, long = Models(tiny_base, CPU), "a red house on green, " * 12
+    ends = [painter.paint(models, [Order(prompt=long + end, seed=1)], steps=3, guidance_scale=4.0)[0] for end in ("cat", "dog")]
+    assert apart(*ends) >= 1
+    pipeline = StableDiffusionPipeline.from_pretrained(tiny_base)
+    pipeline.set_progress_bar_config(disable=True)
+    pieces = models.pieces(long + "cat")
+    told = {"prompt_embeds": models.embed([long + "cat"], pieces), "negative_prompt_embeds": models.embed([""], pieces)}
+    image = pipeline(**told, generator=torch.Generator().manual_seed(1), num_inference_steps=3, guidance_scale=4.0).images[0]
+    assert apart(ends[0], np.asarray(image)) <= 2
 
 
 def test_prompt_negative_prompt_seed_and_guidance_each_change_the_picture(tiny_base: Path) -> None:

@@ -110,12 +110,33 @@ class Models:
         """8 for Stable Diffusion, 4 for the embedded base."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
+    def pieces(self, text: str) -> int:
+        """How many passes of the text encoder a text takes."""
+        return max(1, -(-len(self._words([text])[0]) // self._tokens_read))
+
     @torch.no_grad()
-    def embed(self, captions: list[str]) -> Tensor:
-        """Text states, float32 (captions, tokens, width); longer captions are cut at the encoder's length."""
-        length = self.tokenizer.model_max_length
-        ids = self.tokenizer(captions, padding="max_length", truncation=True, max_length=length, return_tensors="pt").input_ids
-        return self.text_encoder(ids.to(self.device))[0].float()
+    def embed(self, captions: list[str], pieces: int = 1) -> Tensor:
+        """Text states, float32 (captions, pieces x tokens, width).
+
+        A text longer than the encoder reads is cut into pieces that are read apart, one after the other; what goes beyond
+        `pieces` is left out, and a shorter text is filled up with empty ones.
+        """
+        own, read = self.tokenizer, self._tokens_read
+        rows = [
+            [own.bos_token_id, *w[i * read : (i + 1) * read], own.eos_token_id]
+            for w in self._words(captions)
+            for i in range(pieces)
+        ]
+        ids = own.pad({"input_ids": rows}, padding="max_length", max_length=own.model_max_length, return_tensors="pt").input_ids
+        states = self.text_encoder(ids.to(self.device))[0].float()
+        return states.reshape(len(captions), -1, states.shape[-1])
+
+    @property
+    def _tokens_read(self) -> int:
+        return int(self.tokenizer.model_max_length) - 2  # beside start and end
+
+    def _words(self, captions: list[str]) -> list[list[int]]:
+        return list(self.tokenizer(captions, add_special_tokens=False, verbose=False).input_ids)
 
     @torch.no_grad()
     def moments(self, pixels: Tensor) -> Tensor:

@@ -123,7 +123,7 @@ class Stored(Items):
 
 
 class States:
-    """Text states (tokens, width) of captions, each computed once and kept while memory allows."""
+    """Text states (tokens, width) of captions, those of a long one longer, each computed once and kept while memory allows."""
 
     def __init__(self, models: Models) -> None:
         self.models, self.known, self.bytes = models, dict[str, Tensor](), 0
@@ -138,13 +138,21 @@ class States:
                     self._keep(part)
                 advance(len(part), "")
 
-    def _keep(self, captions: list[str]) -> Tensor:
-        states = self.models.embed(captions).cpu()
+    def _keep(self, captions: list[str]) -> dict[str, Tensor]:
+        states = embedded(self.models, captions)
         if self.bytes < MOST_STATES:
-            self.known |= dict(zip(captions, states, strict=True))
-            self.bytes += states.numel() * states.element_size()
+            self.known |= states
+            self.bytes += sum(s.numel() * s.element_size() for s in states.values())
         return states
 
     def __call__(self, caption: str) -> Tensor:
         """The states of one caption."""
-        return self.known[caption] if caption in self.known else self._keep([caption])[0]
+        return self.known[caption] if caption in self.known else self._keep([caption])[caption]
+
+
+def embedded(models: Models, captions: Sequence[str]) -> dict[str, Tensor]:
+    """Caption -> text states (tokens, width), those of a long caption longer."""
+    groups: dict[int, list[str]] = {}
+    for caption in captions:
+        groups.setdefault(models.pieces(caption), []).append(caption)
+    return {c: s for n, group in groups.items() for c, s in zip(group, models.embed(group, n).cpu(), strict=True)}

@@ -242,9 +242,9 @@ def _backward(lessons: Lessons, mine: list[Row], size: int, stop: int) -> tuple[
 
 def micro_batches(rows: Sequence[Row], most: int) -> Iterator[list[Row]]:
     """The rows in parts of one shape and of `most` at most: what goes through the U-Net at once."""
-    shapes: dict[torch.Size, list[Row]] = {}
+    shapes: dict[tuple[torch.Size, torch.Size], list[Row]] = {}
     for row in rows:
-        shapes.setdefault(row.latents.shape, []).append(row)
+        shapes.setdefault((row.latents.shape, row.states.shape), []).append(row)
     for alike in shapes.values():
         for first in range(0, len(alike), most):
             yield alike[first : first + most]

@@ -78,8 +78,8 @@ def read_material(latents: folders.Artifact) -> Material:
     """What the processing stage left."""
     rows = latents.records(LatentRow)
     moments = tensors.read(latents.folder / "latents.safetensors")
-    states = tensors.read(latents.folder / "captions.safetensors")["states"]
-    numbers = {caption: i for i, caption in enumerate(json.loads((latents.folder / "captions.json").read_text()))}
+    states = tensors.read(latents.folder / "captions.safetensors")
+    numbers = {caption: str(i) for i, caption in enumerate(json.loads((latents.folder / "captions.json").read_text()))}
     split = {
         name: [Item(name=r.item, caption=r.caption, moments=moments[r.item]) for r in rows if r.split == name]
         for name in ("train", "validation", "test")

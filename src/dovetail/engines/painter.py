@@ -1,7 +1,7 @@
 """The painter: from prompts and seeds to pictures, in batches, with classifier-free guidance (Ho & Salimans 2022)."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,13 +46,27 @@ def paint_latents(
     `unet` stands in for the model's own: the same in bf16, or compiled. `on_batch` hears how many pictures each batch
     finished, `on_step` sees a batch's latents before the first step (0) and after each.
     """
-    parts = []
-    for first in range(0, len(orders), batch_size):
-        batch = orders[first : first + batch_size]
-        width = side or int(models.unet.config.sample_size)
-        parts.append(_denoise(models, unet or models.unet, batch, steps, guidance_scale, width, on_step).cpu())
+    width = side or int(models.unet.config.sample_size)
+    done: dict[int, Tensor] = {}
+    for places in _alike(models, orders, batch_size):
+        batch = [orders[i] for i in places]
+        latents = _denoise(models, unet or models.unet, batch, steps, guidance_scale, width, on_step).cpu()
+        done |= dict(zip(places, latents, strict=True))
         on_batch(len(batch))
-    return torch.cat(parts)
+    return torch.stack([done[i] for i in range(len(orders))])
+
+
+def _alike(models: Models, orders: Sequence[Order], most: int) -> Iterator[list[int]]:
+    """Numbers of the orders whose texts take as many pieces, at most so many at a time: company changes no picture."""
+    groups: dict[int, list[int]] = {}
+    for i, order in enumerate(orders):
+        groups.setdefault(_pieces(models, order), []).append(i)
+    for group in groups.values():
+        yield from (group[first : first + most] for first in range(0, len(group), most))
+
+
+def _pieces(models: Models, order: Order) -> int:
+    return max(models.pieces(order.prompt), models.pieces(order.negative_prompt))
 
 
 def paint(
@@ -90,9 +104,10 @@ def _denoise(
     generators = [torch.Generator().manual_seed(order.seed + 1) for order in batch]
     extra = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
     guided = guidance_scale > 1
-    states = models.embed([order.prompt for order in batch])
+    pieces = _pieces(models, batch[0])
+    states = models.embed([order.prompt for order in batch], pieces)
     if guided:
-        states = torch.cat([models.embed([order.negative_prompt for order in batch]), states])
+        states = torch.cat([models.embed([order.negative_prompt for order in batch], pieces), states])
     on_step(0, latents)
     for number, timestep in enumerate(scheduler.timesteps, 1):
         rows = torch.cat([latents, latents]) if guided else latents

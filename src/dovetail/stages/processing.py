@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from dovetail.config import Processing
@@ -33,9 +32,10 @@ def process(dataset: Artifact, base: Artifact, models: Models, config: Processin
     rehearsed = [prompts[i % len(prompts)] for i in range(config.rehearsal_pictures)] if prompts else []
     captions = sorted({"", *(e.caption for e in examples), *rehearsed})
     write_bytes(desk.folder / "latents.safetensors", tensors.to_bytes(moments))
-    write_bytes(desk.folder / "captions.safetensors", tensors.to_bytes({"states": _states(captions, models, desk)}))
+    states = _states(captions, models, desk)
+    write_bytes(desk.folder / "captions.safetensors", tensors.to_bytes({str(i): states[c] for i, c in enumerate(captions)}))
     write_json(desk.folder / "captions.json", captions)
-    write_json(desk.folder / "resolution.json", {"side": side, "cut_captions": _cut(captions, models)})
+    write_json(desk.folder / "resolution.json", {"side": side, "long_captions": [c for c in captions if models.pieces(c) > 1]})
     if rehearsed:
         asked = digests.of_data([base.content, rehearsed, hints.guidance_scale, REHEARSAL_SEED, side])
         write_bytes(
@@ -84,16 +84,13 @@ def _moments(
     return known
 
 
-def _states(captions: list[str], models: Models, desk: Desk) -> Tensor:
-    """Text states (captions, tokens, width)."""
+def _states(captions: list[str], models: Models, desk: Desk) -> dict[str, Tensor]:
+    """Caption -> text states (tokens, width)."""
     batches = [captions[i : i + BATCH] for i in range(0, len(captions), BATCH)]
-    return torch.cat([models.embed(batch).cpu() for batch in desk.show.track(batches, "captions to embeddings", len(batches))])
-
-
-def _cut(captions: list[str], models: Models) -> list[str]:
-    """Captions longer than the text encoder reads."""
-    lengths = models.tokenizer(captions, truncation=False, verbose=False).input_ids
-    return [c for c, ids in zip(captions, lengths, strict=True) if len(ids) > models.tokenizer.model_max_length]
+    found: dict[str, Tensor] = {}
+    for part in desk.show.track(batches, "captions to embeddings", len(batches)):
+        found |= encoder.embedded(models, part)
+    return found
 
 
 def _rehearsal(prompts: list[str], asked: str, side: int, guidance_scale: float, models: Models, desk: Desk) -> Tensor:
