@@ -118,8 +118,8 @@ def test_a_long_text_is_read_in_pieces_and_a_short_one_filled_up(tiny_base: Path
     states = found.embed([long, "a cat"], 2)
     assert states.shape == (2, 2 * TOKENS, WIDTH)
     torch.testing.assert_close(states[1], torch.cat([*found.embed(["a cat", ""])]))
-    second = found.tokenizer.decode(words[read : 2 * read])
-    torch.testing.assert_close(states[0, TOKENS:], found.embed([second])[0])
+    second = torch.tensor([[found.tokenizer.bos_token_id, *words[read : 2 * read], found.tokenizer.eos_token_id]])
+    torch.testing.assert_close(states[0, TOKENS:], found.text_encoder(second)[0][0])
 
 
 def test_moments_are_the_autoencoders_and_decoding_is_its_way_back(tiny_base: Path) -> None:
