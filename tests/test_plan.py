@@ -8,8 +8,7 @@ import torch
 from conftest import Finished
 
 from dovetail import library, plan
-from dovetail.edges import adapters
-from dovetail.edges import models as edge
+from dovetail.edges import adapters, shapes
 from dovetail.edges.console import Show
 from dovetail.edges.models import Models
 from dovetail.errors import BadConfigError
@@ -36,8 +35,8 @@ def test_a_plan_tells_time_memory_disk_and_price(finished: Finished, tmp_path: P
 
 
 def test_what_is_reckoned_of_the_real_shapes_is_what_others_have_counted() -> None:
-    unet = edge.on_meta(plan.SD_2)
-    assert edge.arithmetic(unet, (1, 4, 64, 64), (1, 77, 1024)).tflop == pytest.approx(2.409, rel=0.02)
+    unet = shapes.on_meta(plan.SD_2)
+    assert shapes.arithmetic(unet, (1, 4, 64, 64), (1, 77, 1024)).tflop == pytest.approx(2.409, rel=0.02)
     assert sum(p.numel() for p in unet.parameters()) == pytest.approx(865.9e6, rel=1e-3)
 
 
@@ -49,7 +48,7 @@ def test_adapters_are_counted_without_being_built(tiny_base: Path) -> None:
 
 def test_recomputing_keeps_less(tiny_base: Path) -> None:
     unet = Models(tiny_base, torch.device("cpu")).unet
-    told = edge.arithmetic(unet, (1, 4, 32, 32), (1, 77, unet.config.cross_attention_dim))
+    told = shapes.arithmetic(unet, (1, 4, 32, 32), (1, 77, unet.config.cross_attention_dim))
     assert 0 < told.recomputed < told.kept / 2
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from PIL import Image
-from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 SIDE, TOKENS, WIDTH = 32, 16, 16
 SHAPES = ("round", "square", "striped", "dotted", "plain")
@@ -106,6 +106,34 @@ def write_base(folder: Path, *, with_judge: bool = True, with_prompts: bool = Tr
         (folder / "hints.json").write_text(json.dumps(HINTS))
     (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n\n# A tiny base\n")
     (folder / "LICENSE").write_text("Apache License, Version 2.0\n")
+    return folder
+
+
+def write_xl_base(folder: Path) -> Path:
+    """The same as a Stable Diffusion XL: two text encoders, and a U-Net that is told sizes and crops."""
+    write_base(folder)
+    torch.manual_seed(13)
+    words, whole = tokenizer(), 8
+    text, _ = _towers(words)
+    unet = UNet2DConditionModel(
+        sample_size=SIDE // 4, in_channels=4, out_channels=4, block_out_channels=(16, 32), layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=2 * WIDTH, attention_head_dim=(2, 4), transformer_layers_per_block=(1, 2), norm_num_groups=8,
+        addition_embed_type="text_time", addition_time_embed_dim=8, projection_class_embeddings_input_dim=whole + 6 * 8,
+        use_linear_projection=True,
+    )  # fmt: skip
+    with torch.no_grad():
+        unet.conv_out.weight.mul_(3)
+    unet.save_pretrained(folder / "unet")
+    text["initializer_factor"] = 3.0  # their last states but one are not normalised
+    CLIPTextModel(CLIPTextConfig(**text)).save_pretrained(folder / "text_encoder")
+    CLIPTextModelWithProjection(CLIPTextConfig(**text)).save_pretrained(folder / "text_encoder_2")
+    words.save_pretrained(folder / "tokenizer_2")
+    index = {k: v for k, v in INDEX.items() if "safety" not in k} | {
+        "_class_name": "StableDiffusionXLPipeline", "force_zeros_for_empty_prompt": True,
+        "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"], "tokenizer_2": ["transformers", "CLIPTokenizer"],
+    }  # fmt: skip
+    (folder / "model_index.json").write_text(json.dumps(index))
     return folder
 
 

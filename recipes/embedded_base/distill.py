@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from dovetail.config import Training
-from dovetail.core import layouts
 from dovetail.edges import adapters, folders, tensors
 from dovetail.edges import models as model_edge
 from dovetail.edges.models import Models
@@ -126,7 +125,7 @@ def main() -> None:
     student = Models(args.out, torch.device("cpu"))
     adapters.put(student.unet, taught.weights, "lora", CONFIG.lora_rank, CONFIG.lora_alpha)
     with whole(args.out / "few_step") as folder:
-        adapters.files(student.unet, folder, layouts.kohya_name)
+        adapters.write(student.unet, folder)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 EMBEDDED = Path(__file__).parent / "base"
 HINTS = "hints.json"
-KEPT = ("vae", "text_encoder", "tokenizer", "scheduler", "feature_extractor", "safety_checker", "image_encoder")  # as they are
+KEPT = (  # as they are
+    "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler", "feature_extractor", "safety_checker",
+    "image_encoder",
+)  # fmt: skip
 DEFAULT_JUDGE = "openai/clip-vit-base-patch32"
 
 

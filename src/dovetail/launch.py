@@ -78,7 +78,15 @@ def material(flags: argparse.Namespace, table: "Table", models: "Models", out: P
         kept, [Item(name=keys[i], caption=captions[i][0], other_captions=captions[i][1:], moments=None) for i in good]
     )
     key = digests.of_data([[keys[i], list(captions[i])] for i in good] + [recipe.digest])
-    return Material(train=items, rehearsal=[], validation=[], test=[], states=states, key=key)
+    return Material(
+        train=items,
+        rehearsal=[],
+        validation=[],
+        test=[],
+        states=states,
+        pooled=states.pooled if models.is_xl else None,
+        key=key,
+    )
 
 
 def finish(models: "Models", weights: dict[str, Any], variant: str | None, out: Path) -> None:

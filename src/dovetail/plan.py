@@ -81,10 +81,10 @@ def _offer(load: Load, asked: Thrift, steps: int, gpu: Gpu) -> str:
 
 def from_scratch(offers: list[Gpu]) -> list[str]:
     """What it takes to teach a Stable Diffusion anew, beside what others say they spent."""
-    from dovetail.edges import models as edge
+    from dovetail.edges import shapes
 
-    unet = edge.on_meta(SD_2)
-    flops = [edge.arithmetic(unet, (1, 4, side // 8, side // 8), (1, 77, 1024)).tflop for side, _ in costs.MOSAIC_PICTURES]
+    unet = shapes.on_meta(SD_2)
+    flops = [shapes.arithmetic(unet, (1, 4, side // 8, side // 8), (1, 77, 1024)).tflop for side, _ in costs.MOSAIC_PICTURES]
     told = ["Published:", *(f"  {name}: {spent}" for name, spent in costs.PUBLISHED)]
     told += [
         "MosaicML, Stable Diffusion 2 base on cached latents, A100s at $2 an hour (ours beside it):",
@@ -132,21 +132,22 @@ def _made_up(models: "Models", config: Config, side: int) -> Any:
     small = side // models.pixels_per_latent
     moments = torch.zeros(1, 2 * models.vae.config.latent_channels, small, small)
     count = config.training.batch_size * config.training.gradient_accumulation_steps
-    items = [Item(name=str(i), caption="", moments=moments) for i in range(count)]
+    sizes = torch.tensor([[side, side, 0, 0, side, side]], dtype=torch.float32)
+    items = [Item(name=str(i), caption="", moments=moments, sizes=sizes) for i in range(count)]
     words = models.embed([""])[0].cpu()
-    return Material(train=items, rehearsal=[], validation=[], test=[], states=lambda caption: words)
+    pooled = (lambda caption: models.pooled([""])[0].cpu()) if models.is_xl else None
+    return Material(train=items, rehearsal=[], validation=[], test=[], states=lambda caption: words, pooled=pooled)
 
 
 def _load(models: "Models", config: Config, side: int) -> Load:
     """What a step takes, from the shapes of the U-Net alone."""
-    from dovetail.edges import adapters
-    from dovetail.edges import models as edge
+    from dovetail.edges import adapters, shapes
 
     training, small = config.training, side // models.pixels_per_latent
     words = models.embed([""]).shape
-    told = edge.arithmetic(models.unet, (1, models.unet.config.in_channels, small, small), tuple(words))
+    told = shapes.arithmetic(models.unet, (1, models.unet.config.in_channels, small, small), tuple(words))
     own = sum(p.numel() for p in models.unet.parameters())
-    others = sum(p.numel() for part in (models.vae, models.text_encoder) for p in part.parameters())
+    others = sum(p.numel() for part in _frozen(models) for p in part.parameters())
     load = Load(
         tflop=told.tflop, pictures=training.batch_size * training.gradient_accumulation_steps, micro=training.batch_size,
         trained=own, frozen=others, kept=told.kept, recomputed=told.recomputed,
@@ -156,6 +157,10 @@ def _load(models: "Models", config: Config, side: int) -> Load:
     # No gradients of the frozen weights: two of the three products of each layer.
     small_ones = adapters.count(models.unet.config, training.method, training.lora_rank, training.lora_alpha)
     return replace(load, trained=small_ones, frozen=own + others, tflop=told.tflop * 2 / 3)
+
+
+def _frozen(models: "Models") -> list[Any]:
+    return [models.vae, models.text_encoder, *([models.text_encoder_2] if models.is_xl else [])]
 
 
 def _thrift(config: Config) -> Thrift:

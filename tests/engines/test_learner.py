@@ -11,8 +11,7 @@ from tiny import TOKENS, WIDTH
 from torch import Tensor
 
 from dovetail.config import Training
-from dovetail.edges import models as model_edge
-from dovetail.edges import tensors
+from dovetail.edges import shapes, tensors
 from dovetail.edges.console import Show
 from dovetail.edges.models import Models
 from dovetail.engines import checkpoints, learner, objective
@@ -121,8 +120,7 @@ def test_held_out_losses_are_the_same_each_time_and_need_no_validation_pictures_
 ) -> None:
     models = Models(tiny_base, CPU)
     first, again = (
-        objective.held_out_losses(models.unet, objective.Objective.of(models), material.validation, material.states)
-        for _ in range(2)
+        objective.held_out_losses(models.unet, objective.Objective.of(models), material.validation, material) for _ in range(2)
     )
     assert first == again and all(len(v) == objective.BANDS for v in first.values())
     bare = Material(train=material.train, rehearsal=[], validation=[], test=[], states=states)
@@ -234,7 +232,7 @@ def test_what_a_pass_keeps_is_told_from_shapes_and_recomputed_only_where_it_is_m
 ) -> None:
     models = Models(tiny_base, CPU)
     small, large = (
-        model_edge.activation_bytes(models.unet, torch.Size((n, 4, 8, 8)), torch.Size((n, TOKENS, WIDTH)), torch.float32)
+        shapes.activation_bytes(models.unet, torch.Size((n, 4, 8, 8)), torch.Size((n, TOKENS, WIDTH)), torch.float32)
         for n in (2, 4)
     )
     kept: dict[int, Tensor] = {}

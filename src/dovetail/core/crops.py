@@ -18,6 +18,16 @@ class View:
     mirrored: bool
 
 
+def told(view: View, width: int, height: int, side: int) -> tuple[int, ...]:
+    """What a Stable Diffusion XL is told of a view (Podell et al. 2023, sec. 2.2), in pixels.
+
+    Height and width of the picture as it was; top and left of the cut in the scaled picture (in the mirrored one where it is
+    mirrored); height and width of the cut.
+    """
+    left = view.width - side - view.left if view.mirrored else view.left
+    return (height, width, view.top, left, side, side)
+
+
 def views(width: int, height: int, side: int, *, centre: bool, flip: bool, key: str) -> list[View]:
     """The views that are cached: the centre, or `RANDOM_CROPS` places that follow from the picture's key; each also mirrored.
 

@@ -59,30 +59,33 @@ def put(unet: UNet2DConditionModel, weights: dict[str, Tensor], method: str, ran
     unet.eval().requires_grad_(False)
 
 
-def files(unet: UNet2DConditionModel, folder: Path, kohya_name: Callable[[str], str]) -> None:
-    """What `load_lora_weights` of diffusers reads, alpha kept as metadata; the same in kohya's keys, alpha as a weight.
+def write(unet: UNet2DConditionModel, folder: Path) -> None:
+    """What `load_lora_weights` of diffusers reads, alpha kept as metadata; of a LoKr, the folder `lokr/` that peft reads."""
+    from peft.utils import get_peft_model_state_dict
 
-    A LoKr is in neither form; it goes into `lokr/`, a folder that peft reads.
-    """
+    config, state = unet.peft_config["default"], get_peft_model_state_dict(unet)
+    if config.peft_type == "LORA":
+        told = config.to_dict() | {"target_modules": sorted(TARGETS)}
+        StableDiffusionPipeline.save_lora_weights(
+            folder, unet_lora_layers=state, safe_serialization=True, unet_lora_adapter_metadata=told
+        )
+        return
+    kind = folder / config.peft_type.lower()
+    kind.mkdir(parents=True, exist_ok=True)
+    save_file({n: t.contiguous() for n, t in state.items()}, kind / "adapter_model.safetensors")
+    config.save_pretrained(kind)
+
+
+def write_kohya(unet: UNet2DConditionModel, file: Path, name_of: Callable[[str], str]) -> None:
+    """A LoRA or DoRA under the names that `name_of` gives to its weights, alpha as a weight of each layer."""
     from peft.utils import get_peft_model_state_dict
 
     config = unet.peft_config["default"]
-    state = get_peft_model_state_dict(unet)
-    if config.peft_type != "LORA":
-        kind = config.peft_type.lower()
-        (folder / kind).mkdir(parents=True, exist_ok=True)
-        save_file({n: t.contiguous() for n, t in state.items()}, folder / kind / "adapter_model.safetensors")
-        config.save_pretrained(folder / kind)
-        return
-    told = config.to_dict() | {"target_modules": sorted(TARGETS)}
-    StableDiffusionPipeline.save_lora_weights(
-        folder, unet_lora_layers=state, safe_serialization=True, unet_lora_adapter_metadata=told
-    )
-    renamed = {kohya_name(name): _as_kohya(name, tensor) for name, tensor in state.items()}
+    renamed = {name_of(name): _as_kohya(name, tensor) for name, tensor in get_peft_model_state_dict(unet).items()}
     alpha = torch.tensor(float(config.lora_alpha))
     renamed |= {name.replace("lora_down.weight", "alpha"): alpha.clone() for name in list(renamed) if "lora_down" in name}
     about = {"ss_network_module": "networks.lora", "ss_network_dim": str(config.r), "ss_network_alpha": str(config.lora_alpha)}
-    save_file(renamed, folder / "kohya_lora.safetensors", metadata=about)
+    save_file(renamed, file, metadata=about)
 
 
 def _as_kohya(name: str, tensor: Tensor) -> Tensor:

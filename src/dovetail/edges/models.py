@@ -3,7 +3,7 @@
 import json
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,9 +18,10 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from diffusers.utils import logging as diffusers_logging
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPModel, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
 from dovetail.errors import ModelError, StoreError
@@ -63,6 +64,7 @@ class Models:
     prediction: str | None = None  # where the U-Net was taught to predict something else than the folder says
     variant: str | None = None  # which weight files: "fp16", say
     unet_from: Path | None = None  # folder of another revision that has the U-Net
+    _remembered: Any = (None, None)  # texts that the second text encoder read last, and what it made of them
 
     @cached_property
     def unet(self) -> UNet2DConditionModel:
@@ -87,6 +89,17 @@ class Models:
         """Text to token numbers."""
         return _load(CLIPTokenizer, self.folder / "tokenizer")
 
+    @cached_property
+    def text_encoder_2(self) -> CLIPTextModelWithProjection:
+        """The second one of a Stable Diffusion XL."""
+        second = _load(CLIPTextModelWithProjection, self.folder / "text_encoder_2", self.variant)
+        return second.to(self.device).eval().requires_grad_(False)
+
+    @cached_property
+    def tokenizer_2(self) -> CLIPTokenizer:
+        """The second one of a Stable Diffusion XL."""
+        return _load(CLIPTokenizer, self.folder / "tokenizer_2")
+
     def scheduler(self) -> Any:
         """A fresh scheduler of the class and configuration that the folder names (it holds state while it is used)."""
         import diffusers
@@ -110,33 +123,63 @@ class Models:
         """8 for Stable Diffusion, 4 for the embedded base."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
+    @property
+    def is_xl(self) -> bool:
+        """Whether it is a Stable Diffusion XL: two text encoders, and a U-Net that is told sizes and crops."""
+        return (self.folder / "text_encoder_2").is_dir()
+
     def pieces(self, text: str) -> int:
         """How many passes of the text encoder a text takes."""
-        return max(1, -(-len(self._words([text])[0]) // self._tokens_read))
+        return max(1, -(-len(self._words(self.tokenizer, [text])[0]) // _tokens_read(self.tokenizer)))
 
     @torch.no_grad()
     def embed(self, captions: list[str], pieces: int = 1) -> Tensor:
         """Text states, float32 (captions, pieces x tokens, width).
 
         A text longer than the encoder reads is cut into pieces that are read apart, one after the other; what goes beyond
-        `pieces` is left out, and a shorter text is filled up with empty ones.
+        `pieces` is left out, and a shorter text is filled up with empty ones. In Stable Diffusion XL they are the last states
+        but one of both encoders side by side, and those of an empty text are zero where its index says so.
         """
-        own, read = self.tokenizer, self._tokens_read
-        rows = [
-            [own.bos_token_id, *w[i * read : (i + 1) * read], own.eos_token_id]
-            for w in self._words(captions)
-            for i in range(pieces)
-        ]
-        ids = own.pad({"input_ids": rows}, padding="max_length", max_length=own.model_max_length, return_tensors="pt").input_ids
-        states = self.text_encoder(ids.to(self.device))[0].float()
-        return states.reshape(len(captions), -1, states.shape[-1])
+        if not self.is_xl:
+            states = self.text_encoder(self._ids(self.tokenizer, captions, pieces))[0].float()
+            return states.reshape(len(captions), -1, states.shape[-1])
+        first = self.text_encoder(self._ids(self.tokenizer, captions, pieces), output_hidden_states=True).hidden_states[-2]
+        states = torch.cat([first.float(), self._second(tuple(captions), pieces)[0]], -1)
+        return states.reshape(len(captions), -1, states.shape[-1]) * self._heard(captions)[:, None, None]
 
-    @property
-    def _tokens_read(self) -> int:
-        return int(self.tokenizer.model_max_length) - 2  # beside start and end
+    @torch.no_grad()
+    def pooled(self, captions: list[str], pieces: int = 1) -> Tensor:
+        """What the second text encoder of a Stable Diffusion XL makes of each text as a whole, float32 (captions, width)."""
+        states = self._second(tuple(captions), pieces)[1]
+        return states * self._heard(captions)[:, None]
 
-    def _words(self, captions: list[str]) -> list[list[int]]:
-        return list(self.tokenizer(captions, add_special_tokens=False, verbose=False).input_ids)
+    def _second(self, captions: tuple[str, ...], pieces: int) -> tuple[Tensor, Tensor]:
+        """States and whole of the second encoder; asked for the same texts again it remembers."""
+        if self._remembered[0] != (captions, pieces):
+            told = self.text_encoder_2(self._ids(self.tokenizer_2, list(captions), pieces), output_hidden_states=True)
+            whole = told.text_embeds.float().reshape(len(captions), pieces, -1)[:, 0]
+            self._remembered = ((captions, pieces), (told.hidden_states[-2].float(), whole))
+        return self._remembered[1]
+
+    def _heard(self, captions: list[str]) -> Tensor:
+        """Zero for an empty text that counts as none, else one."""
+        index = json.loads((self.folder / "model_index.json").read_text())
+        silent = index.get("force_zeros_for_empty_prompt", True)
+        return torch.tensor([0.0 if silent and not c else 1.0 for c in captions], device=self.device)
+
+    def _ids(self, tokenizer: CLIPTokenizer, captions: list[str], pieces: int) -> Tensor:
+        """Token numbers (captions x pieces, tokens), each piece with its start and end."""
+        read = _tokens_read(tokenizer)
+        cut = [words[i * read : (i + 1) * read] for words in self._words(tokenizer, captions) for i in range(pieces)]
+        rows = [[tokenizer.bos_token_id, *words, tokenizer.eos_token_id] for words in cut]
+        told = tokenizer.pad(
+            {"input_ids": rows}, padding="max_length", max_length=tokenizer.model_max_length, return_tensors="pt"
+        )
+        return told.input_ids.to(self.device)
+
+    @staticmethod
+    def _words(tokenizer: CLIPTokenizer, captions: list[str]) -> list[list[int]]:
+        return list(tokenizer(captions, add_special_tokens=False, verbose=False).input_ids)
 
     @torch.no_grad()
     def moments(self, pixels: Tensor) -> Tensor:
@@ -151,85 +194,24 @@ class Models:
         return (unit * 255).round().astype(np.uint8)
 
 
+def _tokens_read(tokenizer: CLIPTokenizer) -> int:
+    return int(tokenizer.model_max_length) - 2  # beside start and end
+
+
 def in_bf16(unet: UNet2DConditionModel) -> Any:
     """The U-Net under bf16 autocast, called like it; the prediction is float32."""
 
-    def call(latents: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, return_dict: bool = False) -> tuple[Tensor]:
+    def call(latents: Tensor, timestep: Tensor, return_dict: bool = False, **conditions: Any) -> tuple[Tensor]:
         with torch.autocast(latents.device.type, torch.bfloat16):
-            answer = unet(latents, timestep, encoder_hidden_states=encoder_hidden_states, return_dict=False)[0]
+            answer = unet(latents, timestep, return_dict=False, **conditions)[0]
         return (answer.float(),)
 
     return call
 
 
-@dataclass(frozen=True, slots=True)
-class Arithmetic:
-    """What one training pass of a U-Net takes, told from shapes alone."""
-
-    tflop: float  # forward and backward, a multiplication with its addition as two
-    kept: int  # bytes of activations that the backward pass wants, weights not counted
-    recomputed: int  # about as many where they are recomputed block by block
-
-
-def on_meta(config: Mapping[str, Any]) -> UNet2DConditionModel:
-    """A U-Net that takes no memory."""
-    with torch.device("meta"):
-        return UNet2DConditionModel(**config)
-
-
-def activation_bytes(unet: UNet2DConditionModel, latents: Sequence[int], states: Sequence[int], dtype: torch.dtype) -> int:
-    """Bytes that a forward pass keeps for its backward pass, from shapes alone: nothing is computed.
-
-    `latents` is (b, c, h, w), `states` (b, tokens, width). Weights are not counted.
-    """
-    return _kept(_twin(unet, dtype), latents, states, dtype)
-
-
-def arithmetic(unet: UNet2DConditionModel, latents: Sequence[int], states: Sequence[int]) -> Arithmetic:
-    """Of a bf16 pass over (b, c, h, w) latents and (b, tokens, width) states."""
-    from diffusers.models.resnet import ResnetBlock2D
-    from diffusers.models.transformers.transformer_2d import Transformer2DModel
-    from torch.utils.flop_counter import FlopCounterMode
-
-    twin, entered = _twin(unet, torch.bfloat16), [0]
-    with FlopCounterMode(display=False) as counter:
-        _shown(twin, latents, states, torch.bfloat16).sum().backward()
-    for module in twin.modules():  # what recomputation keeps is what enters each block
-        if isinstance(module, ResnetBlock2D | Transformer2DModel):
-            module.register_forward_pre_hook(lambda _, args: entered.append(args[0].nbytes))
-    kept = _kept(twin, latents, states, torch.bfloat16)
-    return Arithmetic(counter.get_total_flops() / 1e12, kept, sum(entered) + kept // max(1, len(entered) - 1))
-
-
-def _twin(unet: UNet2DConditionModel, dtype: torch.dtype) -> UNet2DConditionModel:
-    twin = on_meta(unet.config).to(dtype).train()
-    twin.set_attn_processor(next(iter(unet.attn_processors.values()), AttnProcessor2_0()))
-    return twin
-
-
-def _shown(twin: UNet2DConditionModel, latents: Sequence[int], states: Sequence[int], dtype: torch.dtype) -> Tensor:
-    with torch.device("meta"):
-        seen, words = torch.empty(*latents, dtype=dtype), torch.empty(*states, dtype=dtype)
-        return twin(seen, torch.empty(latents[0], dtype=torch.long), words, return_dict=False)[0]
-
-
-def _kept(twin: UNet2DConditionModel, latents: Sequence[int], states: Sequence[int], dtype: torch.dtype) -> int:
-    weights = {p.untyped_storage()._cdata for p in twin.parameters()}
-    kept: dict[int, Tensor] = {}  # the tensors too, so that no storage is counted under another's number
-
-    def keep(tensor: Tensor) -> Tensor:
-        if tensor.untyped_storage()._cdata not in weights:
-            kept[tensor.untyped_storage()._cdata] = tensor
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        _shown(twin, latents, states, dtype)
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
-
-
 def _load(kind: Any, folder: Path, variant: str | None = None) -> Any:
     try:
-        dtype = "dtype" if kind is CLIPTextModel else "torch_dtype"
+        dtype = "dtype" if kind in (CLIPTextModel, CLIPTextModelWithProjection) else "torch_dtype"
         extra = {} if kind is CLIPTokenizer else {dtype: torch.float32, "use_safetensors": True, "variant": variant}
         return kind.from_pretrained(folder, local_files_only=True, **extra)
     except Exception as error:  # each library raises its own kinds; the user needs one line
@@ -261,7 +243,7 @@ def resolve(name: str, embedded: Path, cache: Path, revision: str | None = None,
 
 
 def _from_single_file(path: Path, cache: Path) -> Path:
-    from diffusers import StableDiffusionPipeline
+    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
     if not path.is_file():
         raise ModelError(f"there is no file {path}", do="check the path")
@@ -269,7 +251,9 @@ def _from_single_file(path: Path, cache: Path) -> Path:
     target = cache / f"{path.stem}-{status.st_size:x}-{status.st_mtime_ns:x}"
     if not (target / "model_index.json").exists():
         try:
-            pipeline = StableDiffusionPipeline.from_single_file(str(path), torch_dtype=torch.float32)
+            with safe_open(path, "pt") as file:
+                kind = StableDiffusionXLPipeline if any("embedders.1." in k for k in file.keys()) else StableDiffusionPipeline  # noqa: SIM118
+            pipeline = kind.from_single_file(str(path), torch_dtype=torch.float32)
         except Exception as error:
             raise ModelError(
                 f"cannot read {path} as a Stable Diffusion checkpoint: {_first_line(error)}",

@@ -42,7 +42,7 @@ class Recipe:
     @property
     def digest(self) -> str:
         """Of all that latents depend on but the picture."""
-        return digests.of_data([1, self.side, self.centre, self.flip, self.resample, self.vae])[:24]
+        return digests.of_data([2, self.side, self.centre, self.flip, self.resample, self.vae])[:24]
 
 
 def cut_outs(picture: np.ndarray, recipe: Recipe, key: str) -> np.ndarray:
@@ -54,13 +54,19 @@ def cut_outs(picture: np.ndarray, recipe: Recipe, key: str) -> np.ndarray:
     return np.stack([cut[:, ::-1] if view.mirrored else cut for cut, view in zip(cuts, views, strict=True)])
 
 
+def told(width: int, height: int, recipe: Recipe, key: str) -> Tensor:
+    """Float (views, 6): what a Stable Diffusion XL is told of each view of a picture of that size."""
+    views = crops.views(width, height, recipe.side, centre=recipe.centre, flip=recipe.flip, key=key)
+    return torch.tensor([crops.told(view, width, height, recipe.side) for view in views], dtype=torch.float32)
+
+
 def as_pixels(pictures: np.ndarray) -> Tensor:
     """Float (pictures, 3, height, width) in -1..1 of uint8 (pictures, height, width, 3)."""
     return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 class Latents:
-    """VAE moments (views, 2c, h, w) on disk, by picture."""
+    """VAE moments (views, 2c, h, w) and sizes (views, 6) on disk, by picture."""
 
     def __init__(self, cache: Path, recipe: Recipe) -> None:
         self.folder, self.recipe = cache / "latents" / recipe.digest, recipe
@@ -69,8 +75,8 @@ class Latents:
         """Where those of the picture with this SHA-256 lie."""
         return self.folder / key[:2] / f"{key}.safetensors"
 
-    def __getitem__(self, key: str) -> Tensor:
-        return tensors.read(self.file(key))["moments"]
+    def __getitem__(self, key: str) -> dict[str, Tensor]:
+        return tensors.read(self.file(key))
 
     def fill(
         self, models: Models, read: Callable[[int], bytes], keys: Mapping[int, str], workers: int, show: Showing
@@ -80,9 +86,11 @@ class Latents:
         far = AHEAD * max(1, workers)
         faults: dict[str, str] = {}
 
-        def decoded(key: str, i: int) -> np.ndarray | str:  # without torch, whose threads would crowd those of the VAE
+        # Without torch, whose threads would crowd those of the VAE.
+        def decoded(key: str, i: int) -> tuple[np.ndarray, tuple[int, int]] | str:
             try:
-                return cut_outs(pixels.decode(read(i), WHITE).pixels, self.recipe, key)
+                picture = pixels.decode(read(i), WHITE).pixels
+                return cut_outs(picture, self.recipe, key), (picture.shape[1], picture.shape[0])
             except BadInputError as error:
                 return str(error)
 
@@ -95,14 +103,15 @@ class Latents:
                 if isinstance(seen, str):
                     faults[key] = seen
                 else:
-                    self._keep(key, models.moments(as_pixels(seen)).cpu())
+                    views, size = seen
+                    self._keep(key, models.moments(as_pixels(views)).cpu(), told(*size, self.recipe, key))
                 advance(1, "")
         return {i: faults[key] for i, key in keys.items() if key in faults}
 
-    def _keep(self, key: str, moments: Tensor) -> None:
+    def _keep(self, key: str, moments: Tensor, sizes: Tensor) -> None:
         file = self.file(key)
         temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-        tensors.write(temporary, {"moments": moments})
+        tensors.write(temporary, {"moments": moments, "sizes": sizes})
         with writing(file):
             temporary.replace(file)
 
@@ -119,14 +128,15 @@ class Stored(Items):
     def item(self, index: int) -> Item:
         """One with its moments."""
         item = self.items[index]
-        return replace(item, moments=self.latents[item.name])
+        kept = self.latents[item.name]
+        return replace(item, moments=kept["moments"], sizes=kept["sizes"])
 
 
 class States:
     """Text states (tokens, width) of captions, those of a long one longer, each computed once and kept while memory allows."""
 
     def __init__(self, models: Models) -> None:
-        self.models, self.known, self.bytes = models, dict[str, Tensor](), 0
+        self.models, self.known, self.whole, self.bytes = models, dict[str, Tensor](), dict[str, Tensor](), 0
 
     def fill(self, captions: Sequence[str], show: Showing) -> None:
         """Compute those of many captions, up to what is kept in memory."""
@@ -143,7 +153,13 @@ class States:
         if self.bytes < MOST_STATES:
             self.known |= states
             self.bytes += sum(s.numel() * s.element_size() for s in states.values())
+            if self.models.is_xl:
+                self.whole |= {c: self.models.pooled([c])[0].cpu() for c in captions}
         return states
+
+    def pooled(self, caption: str) -> Tensor:
+        """What the second text encoder of a Stable Diffusion XL makes of one caption as a whole, (width,)."""
+        return self.whole[caption] if caption in self.whole else self.models.pooled([caption])[0].cpu()
 
     def __call__(self, caption: str) -> Tensor:
         """The states of one caption."""

@@ -18,8 +18,7 @@ from torch import Tensor
 
 from dovetail.config import Training
 from dovetail.core import schedules, trends
-from dovetail.edges import adapters, folders, machine
-from dovetail.edges import models as model_edge
+from dovetail.edges import adapters, folders, machine, shapes
 from dovetail.edges.models import Models
 from dovetail.engines import checkpoints, material
 from dovetail.engines.lessons import Lessons, averaged, best, put, resume, save, save_best
@@ -197,7 +196,7 @@ def _rows(lessons: Lessons, step: int) -> tuple[list[Row], int]:
             f"a batch of {len(chosen)} does not go round {world} processes", do="raise batch_size, or start fewer"
         )
     mine = [
-        material.row(item, epoch, t, config, lessons.material.states, objective.scaling)
+        material.row(item, epoch, t, config, lessons.material, objective.scaling)
         for (item, epoch), t in list(zip(chosen, times, strict=True))[lessons.accelerator.process_index :: world]
     ]
     if lessons.micro is None:
@@ -212,7 +211,7 @@ def _recompute(lessons: Lessons, rows: list[Row]) -> None:
     most = max(micro_batches(rows, lessons.micro or 1), key=lambda part: len(part) * part[0].latents.numel())
     latents, states = (torch.Size((len(most), *x.shape)) for x in (most[0].latents, most[0].states))
     dtype = torch.float32 if lessons.accelerator.mixed_precision == "no" else torch.bfloat16
-    needed = model_edge.activation_bytes(lessons.models.unet, latents, states, dtype)
+    needed = shapes.activation_bytes(lessons.models.unet, latents, states, dtype)
     if needed * CHEAP < machine.memory_bytes(lessons.models.device):
         lessons.models.unet.disable_gradient_checkpointing()
         told = f"activations of {needed / 2**20:.0f} MiB a pass are kept, not recomputed"
@@ -242,10 +241,10 @@ def _backward(lessons: Lessons, mine: list[Row], size: int, stop: int) -> tuple[
 
 def micro_batches(rows: Sequence[Row], most: int) -> Iterator[list[Row]]:
     """The rows in parts of one shape and of `most` at most: what goes through the U-Net at once."""
-    shapes: dict[tuple[torch.Size, torch.Size], list[Row]] = {}
+    groups: dict[tuple[torch.Size, torch.Size], list[Row]] = {}
     for row in rows:
-        shapes.setdefault((row.latents.shape, row.states.shape), []).append(row)
-    for alike in shapes.values():
+        groups.setdefault((row.latents.shape, row.states.shape), []).append(row)
+    for alike in groups.values():
         for first in range(0, len(alike), most):
             yield alike[first : first + most]
 
@@ -300,7 +299,7 @@ def _hold_out(lessons: Lessons, step: int, folder: Path) -> None:
     ):
         if items:
             with averaged(lessons):
-                losses = held_out_losses(lessons.unet, lessons.objective, items, lessons.material.states)
+                losses = held_out_losses(lessons.unet, lessons.objective, items, lessons.material)
             lessons.curve.append({"step": step, "set": name, "losses": losses})
     if trends.best_step(lessons.curve) == step:
         save_best(lessons, step, folder)

@@ -25,6 +25,7 @@ class Item:
     latents: Tensor | None = None  # (c, h, w), scaled
     noise: Tensor | None = None  # (c, h, w), where it is given and not drawn, as in a distillation
     timestep: int | None = None  # likewise
+    sizes: Tensor | None = None  # (views, 6): what a Stable Diffusion XL is told of each view
 
     def still(self, scaling: float) -> Tensor:
         """Scaled latents (c, h, w) with no chance in them: the mean of the first view."""
@@ -60,6 +61,7 @@ class Material:
     validation: Sequence[Item]
     test: Sequence[Item]
     states: Callable[[str], Tensor]  # caption -> (tokens, width)
+    pooled: Callable[[str], Tensor] | None = None  # caption -> (width,), for a Stable Diffusion XL
     key: str = ""  # digest of all that, where it is known: a checkpoint of other material is refused
 
 
@@ -72,16 +74,21 @@ class Row:
     mixed_in: Tensor  # what it sees, mostly the same
     states: Tensor  # (tokens, width)
     timestep: int
+    added: Tensor | None = None  # (width + 6,): what a Stable Diffusion XL is told beside the states
 
 
 def read_material(latents: folders.Artifact) -> Material:
     """What the processing stage left."""
     rows = latents.records(LatentRow)
     moments = tensors.read(latents.folder / "latents.safetensors")
-    states = tensors.read(latents.folder / "captions.safetensors")
+    states, pooled, sizes = (_tensors(latents, name) for name in ("captions", "pooled", "sizes"))
     numbers = {caption: str(i) for i, caption in enumerate(json.loads((latents.folder / "captions.json").read_text()))}
     split = {
-        name: [Item(name=r.item, caption=r.caption, moments=moments[r.item]) for r in rows if r.split == name]
+        name: [
+            Item(name=r.item, caption=r.caption, moments=moments[r.item], sizes=sizes.get(r.item))
+            for r in rows
+            if r.split == name
+        ]
         for name in ("train", "validation", "test")
     }
     rehearsal = []
@@ -89,10 +96,18 @@ def read_material(latents: folders.Artifact) -> Material:
         captions = json.loads((latents.folder / "rehearsal.json").read_text())["captions"]
         painted = tensors.read(latents.folder / "rehearsal.safetensors")["latents"]
         rehearsal = [
-            Item(name=f"rehearsal {i}", caption=c, moments=None, latents=p)
+            Item(name=f"rehearsal {i}", caption=c, moments=None, latents=p, sizes=sizes.get("rehearsal"))
             for i, (c, p) in enumerate(zip(captions, painted, strict=True))
         ]
-    return Material(rehearsal=rehearsal, states=lambda caption: states[numbers[caption]], key=latents.content, **split)
+    whole = (lambda caption: pooled[numbers[caption]]) if pooled else None
+    return Material(
+        rehearsal=rehearsal, states=lambda caption: states[numbers[caption]], pooled=whole, key=latents.content, **split
+    )
+
+
+def _tensors(latents: folders.Artifact, name: str) -> dict[str, Tensor]:
+    file = latents.folder / f"{name}.safetensors"
+    return tensors.read(file) if file.exists() else {}
 
 
 def batch(material: Material, config: Training, step: int) -> list[tuple[Item, int]]:
@@ -114,11 +129,11 @@ def timesteps(config: Training, step: int, size: int, count: int) -> list[int]:
     return diffusion.stratified_timesteps(offsets, count)[order].tolist()
 
 
-def row(item: Item, epoch: int, timestep: int, config: Training, states: Callable[[str], Tensor], scaling: float) -> Row:
+def row(item: Item, epoch: int, timestep: int, config: Training, material: Material, scaling: float) -> Row:
     """View, noise, caption and caption dropout follow from (seed, picture, epoch)."""
     chance = randomness.generator(config.seed, item.name, epoch)
     view, dropped = torch.rand(2, generator=chance).tolist()
-    latents = _latents(item, view, chance, scaling)
+    latents, sizes = _latents(item, view, chance, scaling)
     noise = torch.randn(latents.shape, generator=chance) if item.noise is None else item.noise
     if config.noise_offset:
         noise = noise + config.noise_offset * torch.randn((len(noise), 1, 1), generator=chance)
@@ -127,9 +142,16 @@ def row(item: Item, epoch: int, timestep: int, config: Training, states: Callabl
         mixed_in = noise + config.input_perturbation * torch.randn(noise.shape, generator=chance)
     caption = "" if dropped < config.caption_dropout else _caption(item, epoch, config.seed)
     return Row(
-        latents=latents, noise=noise, mixed_in=mixed_in, states=states(caption),
-        timestep=timestep if item.timestep is None else item.timestep,
+        latents=latents, noise=noise, mixed_in=mixed_in, states=material.states(caption),
+        timestep=timestep if item.timestep is None else item.timestep, added=added(caption, sizes, material),
     )  # fmt: skip
+
+
+def added(caption: str, sizes: Tensor | None, material: Material) -> Tensor | None:
+    """What a Stable Diffusion XL is told beside the states (width + 6,): the caption as a whole, and sizes (6,)."""
+    if material.pooled is None or sizes is None:
+        return None
+    return torch.cat([material.pooled(caption), sizes])
 
 
 def _caption(item: Item, epoch: int, seed: int) -> str:
@@ -139,9 +161,11 @@ def _caption(item: Item, epoch: int, seed: int) -> str:
     return every[int(torch.randint(len(every), (), generator=randomness.generator(seed, "caption", item.name, epoch)))]
 
 
-def _latents(item: Item, view: float, chance: torch.Generator, scaling: float) -> Tensor:
+def _latents(item: Item, view: float, chance: torch.Generator, scaling: float) -> tuple[Tensor, Tensor | None]:
+    """Scaled latents of a view drawn at random, and what is told of that view."""
     if item.moments is None:
-        return item.still(scaling)
-    moments = item.moments[int(view * len(item.moments))][None]
+        return item.still(scaling), None if item.sizes is None else item.sizes[0]
+    number = int(view * len(item.moments))
+    moments = item.moments[number][None]
     spread = torch.randn(moments[:, : moments.shape[1] // 2].shape, generator=chance)
-    return diffusion.sampled_latents(moments, spread, scaling)[0]
+    return diffusion.sampled_latents(moments, spread, scaling)[0], None if item.sizes is None else item.sizes[number]

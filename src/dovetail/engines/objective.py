@@ -1,6 +1,6 @@
 """What the U-Net of one model is asked for, and how far off it is: of each row, and of held-out pictures."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 from dovetail.config import Training
 from dovetail.core import diffusion, randomness
 from dovetail.edges.models import Models
-from dovetail.engines.material import Item, Row
+from dovetail.engines.material import Item, Material, Row, added
 
 BANDS = 8  # fixed timesteps of a held-out loss
 
@@ -39,9 +39,10 @@ class Objective:
             torch.stack([getattr(r, name) for r in rows]).to(self.device) for name in ("latents", "noise", "mixed_in", "states")
         )
         timesteps = torch.tensor([r.timestep for r in rows]).to(self.device)
+        extra = conditions([r.added for r in rows], self.device)
 
         def said(seen: Tensor) -> Tensor:
-            return unet(seen, timesteps, encoder_hidden_states=states, return_dict=False)[0]
+            return unet(seen, timesteps, encoder_hidden_states=states, return_dict=False, **extra)[0]
 
         seen = diffusion.noisy(clean, mixed_in, timesteps, self.alphas)
         if dream is not None:
@@ -61,6 +62,15 @@ class Objective:
         return losses * diffusion.min_snr_weights(timesteps, self.alphas, self.prediction, snr_gamma)
 
 
+def conditions(added: Sequence[Tensor | None], device: torch.device) -> dict[str, dict[str, Tensor]]:
+    """How a U-Net of Stable Diffusion XL is told rows (width + 6,) of wholes and sizes; nothing for other U-Nets."""
+    told = [row for row in added if row is not None]
+    if not told:
+        return {}
+    rows = torch.stack(told).to(device)
+    return {"added_cond_kwargs": {"text_embeds": rows[:, :-6], "time_ids": rows[:, -6:]}}
+
+
 def training_losses(objective: Objective, unet: torch.nn.Module, rows: Sequence[Row], config: Training) -> Tensor:
     """Loss of each row as the training weighs it."""
     return objective.weighted(objective.losses(unet, rows, config.dream), rows, config.snr_gamma)
@@ -68,17 +78,18 @@ def training_losses(objective: Objective, unet: torch.nn.Module, rows: Sequence[
 
 @torch.no_grad()
 def held_out_losses(
-    unet: torch.nn.Module, objective: Objective, items: Sequence[Item], states: Callable[[str], Tensor]
+    unet: torch.nn.Module, objective: Objective, items: Sequence[Item], material: Material
 ) -> dict[str, list[float]]:
     """Item name -> loss at each of `BANDS` fixed timesteps, on noise = f(picture, timestep): no draw is left to chance."""
     probes = diffusion.probe_timesteps(BANDS, len(objective.alphas)).tolist()
     unet.eval()
     found = {}
     for item in items:
-        clean, words = item.still(objective.scaling), states(item.caption)
+        clean, words = item.still(objective.scaling), material.states(item.caption)
+        told = added(item.caption, None if item.sizes is None else item.sizes[0], material)
         drawn = [torch.randn(clean.shape, generator=randomness.generator(0, "held out", item.name, b)) for b in range(BANDS)]
         rows = [
-            Row(latents=clean, noise=noise, mixed_in=noise, states=words, timestep=t)
+            Row(latents=clean, noise=noise, mixed_in=noise, states=words, timestep=t, added=told)
             for noise, t in zip(drawn, probes, strict=True)
         ]
         found[item.name] = [round(x, 6) for x in objective.losses(unet, rows).tolist()]

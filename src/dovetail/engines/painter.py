@@ -108,15 +108,27 @@ def _denoise(
     states = models.embed([order.prompt for order in batch], pieces)
     if guided:
         states = torch.cat([models.embed([order.negative_prompt for order in batch], pieces), states])
+    beside = _told(models, batch, pieces, guided, side)
     on_step(0, latents)
     for number, timestep in enumerate(scheduler.timesteps, 1):
         rows = torch.cat([latents, latents]) if guided else latents
-        prediction = unet(
-            scheduler.scale_model_input(rows, timestep), timestep, encoder_hidden_states=states, return_dict=False
-        )[0]
+        seen = scheduler.scale_model_input(rows, timestep)
+        prediction = unet(seen, timestep, encoder_hidden_states=states, return_dict=False, **beside)[0]
         if guided:
             without, along = prediction.chunk(2)
             prediction = without + guidance_scale * (along - without)
         latents = scheduler.step(prediction, timestep, latents, return_dict=False, **extra)[0]
         on_step(number, latents)
     return latents
+
+
+def _told(models: Models, batch: Sequence[Order], pieces: int, guided: bool, side: int) -> dict[str, dict[str, Tensor]]:
+    """What a Stable Diffusion XL is told beside the states: each text as a whole, and a picture of that size, whole."""
+    if not models.is_xl:
+        return {}
+    whole = models.pooled([order.prompt for order in batch], pieces)
+    if guided:
+        whole = torch.cat([models.pooled([order.negative_prompt for order in batch], pieces), whole])
+    pixels = float(side * models.pixels_per_latent)
+    sizes = torch.tensor([[pixels, pixels, 0.0, 0.0, pixels, pixels]], device=models.device).expand(len(whole), -1)
+    return {"added_cond_kwargs": {"text_embeds": whole, "time_ids": sizes}}

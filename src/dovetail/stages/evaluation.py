@@ -157,7 +157,7 @@ def _test_loss(pictures: material.Material, base: Models, tuned: Models) -> dict
     if not pictures.test:
         return {"base": None, "tuned": None, "change": asdict(statistics.paired_interval([], []))}
     found = {
-        who: objective.held_out_losses(m.unet, objective.Objective.of(m), pictures.test, pictures.states)
+        who: objective.held_out_losses(m.unet, objective.Objective.of(m), pictures.test, pictures)
         for who, m in (("base", base), ("tuned", tuned))
     }
     means = {who: {name: float(np.mean(values)) for name, values in losses.items()} for who, losses in found.items()}

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from dovetail.config import Processing
@@ -35,6 +36,8 @@ def process(dataset: Artifact, base: Artifact, models: Models, config: Processin
     states = _states(captions, models, desk)
     write_bytes(desk.folder / "captions.safetensors", tensors.to_bytes({str(i): states[c] for i, c in enumerate(captions)}))
     write_json(desk.folder / "captions.json", captions)
+    if models.is_xl:
+        _tell_xl(rows, examples, captions, models, seen, desk)
     write_json(desk.folder / "resolution.json", {"side": side, "long_captions": [c for c in captions if models.pieces(c) > 1]})
     if rehearsed:
         asked = digests.of_data([base.content, rehearsed, hints.guidance_scale, REHEARSAL_SEED, side])
@@ -91,6 +94,17 @@ def _states(captions: list[str], models: Models, desk: Desk) -> dict[str, Tensor
     for part in desk.show.track(batches, "captions to embeddings", len(batches)):
         found |= encoder.embedded(models, part)
     return found
+
+
+def _tell_xl(
+    rows: list[LatentRow], examples: list[Example], captions: list[str], models: Models, recipe: encoder.Recipe, desk: Desk
+) -> None:
+    """What a Stable Diffusion XL is told beside the states: captions as wholes, sizes and crops of the cached views."""
+    whole = {str(i): models.pooled([c])[0].cpu() for i, c in enumerate(captions)}
+    write_bytes(desk.folder / "pooled.safetensors", tensors.to_bytes(whole))
+    sizes = {r.item: encoder.told(e.width, e.height, recipe, e.key) for r, e in zip(rows, examples, strict=True)}
+    sizes["rehearsal"] = torch.tensor([[recipe.side, recipe.side, 0, 0, recipe.side, recipe.side]], dtype=torch.float32)
+    write_bytes(desk.folder / "sizes.safetensors", tensors.to_bytes(sizes))
 
 
 def _rehearsal(prompts: list[str], asked: str, side: int, guidance_scale: float, models: Models, desk: Desk) -> Tensor:

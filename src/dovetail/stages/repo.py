@@ -13,6 +13,7 @@ from dovetail.edges import models as model_edge
 from dovetail.edges.folders import Artifact, Desk, digest_folder, link_or_copy, write_bytes, write_json
 from dovetail.edges.models import Models
 from dovetail.edges.registry import Registry
+from dovetail.errors import BadConfigError
 from dovetail.records import Example, Rejected, ScoredSample
 
 PAIRS_SHOWN = 8
@@ -34,7 +35,9 @@ def publish(
             link_or_copy(base.folder / file, root / file)
     training = json.loads((checkpoint.folder / "training.json").read_text())
     if method != "full":
-        adapters.files(tuned.unet, root, layouts.kohya_name)
+        adapters.write(tuned.unet, root)
+        if method != "lokr" and not tuned.is_xl:
+            adapters.write_kohya(tuned.unet, root / "kohya_lora.safetensors", layouts.kohya_name)
         adapters.fuse(tuned.unet)
     model_edge.save_unet(tuned.unet, root / "unet", config.dtype)
     if tuned.prediction:
@@ -42,6 +45,8 @@ def publish(
         tuned.scheduler().save_pretrained(root / "scheduler")
     write_json(root / "model_index.json", json.loads((base.folder / "model_index.json").read_text()))
     model_edge.same_unet(tuned.unet, root, config.dtype)
+    if config.single_file and tuned.is_xl:
+        raise BadConfigError("a Stable Diffusion XL cannot be written as a single file yet", do="leave out [repo] single_file")
     if config.single_file:
         model_edge.save_single_file(tuned, root / f"{config.name}.safetensors", config.dtype, _single_file_names(tuned))
     examples = dataset.records(Example)

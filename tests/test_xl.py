@@ -1,0 +1,115 @@
+"""Stable Diffusion XL on a tiny one: what it is told of words, sizes and crops is what diffusers tells it."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from diffusers import StableDiffusionXLPipeline
+from PIL import Image
+from schooling import CPU, config
+from torch import Tensor
+
+from dovetail import library
+from dovetail.core import crops
+from dovetail.edges import tensors
+from dovetail.edges.console import Show
+from dovetail.edges.models import Models
+from dovetail.engines import encoder, learner, objective, painter
+from dovetail.engines import material as lessons
+from dovetail.engines.painter import Order
+
+LONG = "a red house on green, " * 6
+
+
+@pytest.fixture(scope="module")
+def xl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.write_xl_base(tmp_path_factory.mktemp("xl") / "tiny-xl")
+
+
+def _diffusers(folder: Path, **told: Any) -> np.ndarray:
+    pipe = StableDiffusionXLPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    side = {"height": tiny.SIDE, "width": tiny.SIDE}
+    made = pipe(**told, **side, num_inference_steps=4, guidance_scale=5.0, generator=torch.Generator().manual_seed(3))
+    return np.asarray(made.images[0]).astype(int)
+
+
+@pytest.mark.parametrize("negative", [None, "rain"])
+def test_a_picture_equals_that_of_diffusers_pipeline(xl: Path, negative: str | None) -> None:
+    order = Order(prompt="a cat on red", seed=3, negative_prompt=negative or "")
+    ours = painter.paint(Models(xl, CPU), [order], steps=4, guidance_scale=5.0)[0]
+    theirs = _diffusers(xl, prompt="a cat on red", negative_prompt=negative)
+    assert np.abs(ours.astype(int) - theirs).max() <= 2 and ours.std() > 10
+
+
+def test_company_and_length_of_other_prompts_change_nothing(xl: Path) -> None:
+    models = Models(xl, CPU)
+    orders = [Order(prompt="a cat", seed=1), Order(prompt=LONG, seed=2), Order(prompt="a dog", seed=3, negative_prompt=LONG)]
+    together = painter.paint(models, orders, steps=3, guidance_scale=4.0)
+    alone = [painter.paint(models, [order], steps=3, guidance_scale=4.0)[0] for order in orders]
+    assert all(np.abs(a.astype(int) - b).max() <= 1 for a, b in zip(together, alone, strict=True))
+
+
+def test_coordinates_are_those_of_the_cut() -> None:
+    """A picture whose pixels say where they are, cut in every way: what is told finds them again in the scaled picture."""
+    page = np.zeros((40, 100, 3), np.uint8)
+    page[..., 0], page[..., 1] = np.arange(100)[None], np.arange(40)[:, None]
+    recipe = encoder.Recipe(side=40, centre=False, flip=True, resample="lanczos", vae="")
+    cuts, told = encoder.cut_outs(page, recipe, "key"), encoder.told(100, 40, recipe, "key")
+    views = crops.views(100, 40, 40, centre=False, flip=True, key="key")
+    assert len(cuts) == len(told) == len(views) == 8 and len({int(row[3]) for row in told}) > 2
+    for cut, row, view in zip(cuts, told.int().tolist(), views, strict=True):
+        height, width, top, left, *target = row
+        assert (height, width, target) == (40, 100, [40, 40])
+        shown = page[:, ::-1] if view.mirrored else page
+        np.testing.assert_array_equal(cut, shown[top : top + 40, left : left + 40])
+
+
+def test_a_row_tells_words_sizes_and_crops_and_the_loss_is_that_of_the_plain_call(xl: Path, tmp_path: Path) -> None:
+    models = Models(xl, CPU)
+    told = torch.tensor([[40.0, 100.0, 0.0, 13.0, 32.0, 32.0]])
+    item = lessons.Item(name="a", caption="a cat", moments=torch.randn(1, 8, 8, 8), sizes=told)
+    whole = lessons.Material(
+        train=[item], rehearsal=[], validation=[item], test=[], states=lambda c: models.embed([c])[0],
+        pooled=lambda c: models.pooled([c])[0],
+    )  # fmt: skip
+    row = lessons.row(item, 0, 500, config(caption_dropout=0.0), whole, 0.75)
+    assert row.added is not None and torch.equal(row.added[-6:], told[0])
+    goal = objective.Objective.of(models)
+    seen: list[dict[str, Tensor]] = []
+
+    def spy(*args: Any, added_cond_kwargs: dict[str, Tensor], **keys: Any) -> tuple[Tensor]:
+        seen.append(added_cond_kwargs)
+        return models.unet(*args, added_cond_kwargs=added_cond_kwargs, **keys)
+
+    goal.losses(spy, [row, row])  # type: ignore[arg-type]
+    assert seen[0]["time_ids"].tolist() == told.tolist() * 2
+    torch.testing.assert_close(seen[0]["text_embeds"], models.pooled(["a cat", "a cat"]))
+    dropped = lessons.row(item, 0, 500, config(caption_dropout=0.999), whole, 0.75)
+    assert dropped.states.abs().max() == 0 and dropped.added is not None and dropped.added[:-6].abs().max() == 0
+    start = learner.teach(models, whole, config(steps=2, batch_size=2), 1e-3, tmp_path, Show(quiet=True), lambda step: None)
+    assert all(torch.isfinite(w).all() for w in start.weights.values())
+
+
+def test_the_main_job_goes_through_and_diffusers_opens_what_it_publishes(xl: Path, tmp_path: Path) -> None:
+    pictures = tiny.write_pictures(tmp_path / "pictures")
+    tiny.add_picture(pictures, "wide.png", "a wide thing", Image.new("RGB", (96, 40), (10, 200, 30)), group="plain")
+    keys = tiny.short(
+        processing={"centre_crop": False}, training={"method": "lora", "learning_rate": 0.02},
+        repo={"registry": str(tmp_path / "registry")},
+    )  # fmt: skip
+    sealed = library.run(str(pictures), run=str(tmp_path / "run"), base=str(xl), until="endpoint", **keys)
+    sizes = tensors.read(sealed["processing"].folder / "sizes.safetensors")
+    assert {tuple(row[:2].int().tolist()) for rows in sizes.values() for row in rows} >= {(40, 48), (32, 32)}
+    model = sealed["repo"].folder / "model"
+    fused, plain = (_diffusers(folder, prompt="a round thing on red") for folder in (model, xl))
+    assert np.abs(fused - plain).max() > 8, "the training has changed nothing, this test would say nothing"
+    pipe = StableDiffusionXLPipeline.from_pretrained(xl)
+    pipe.load_lora_weights(model, weight_name="pytorch_lora_weights.safetensors")
+    pipe.set_progress_bar_config(disable=True)
+    told = {"height": tiny.SIDE, "width": tiny.SIDE, "num_inference_steps": 4, "guidance_scale": 5.0}
+    made = pipe("a round thing on red", generator=torch.Generator().manual_seed(3), **told).images[0]
+    assert np.abs(np.asarray(made).astype(int) - fused).max() <= 1
