@@ -1,5 +1,6 @@
 """Stable Diffusion XL on a tiny one: what it is told of words, sizes and crops is what diffusers tells it."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def test_coordinates_are_those_of_the_cut() -> None:
     page[..., 0], page[..., 1] = np.arange(100)[None], np.arange(40)[:, None]
     recipe = encoder.Recipe(side=40, centre=False, flip=True, resample="lanczos", vae="")
     cuts, told = encoder.cut_outs(page, recipe, "key"), encoder.told(100, 40, recipe, "key")
-    views = crops.views(100, 40, 40, centre=False, flip=True, key="key")
+    views = crops.views(100, 40, (40, 40), centre=False, flip=True, key="key")
     assert len(cuts) == len(told) == len(views) == 8 and len({int(row[3]) for row in told}) > 2
     for cut, row, view in zip(cuts, told.int().tolist(), views, strict=True):
         height, width, top, left, *target = row
@@ -98,12 +99,15 @@ def test_the_main_job_goes_through_and_diffusers_opens_what_it_publishes(xl: Pat
     pictures = tiny.write_pictures(tmp_path / "pictures")
     tiny.add_picture(pictures, "wide.png", "a wide thing", Image.new("RGB", (96, 40), (10, 200, 30)), group="plain")
     keys = tiny.short(
-        processing={"centre_crop": False}, training={"method": "lora", "learning_rate": 0.02},
+        processing={"centre_crop": False, "buckets": True}, training={"method": "lora", "learning_rate": 0.02},
         repo={"registry": str(tmp_path / "registry")},
     )  # fmt: skip
     sealed = library.run(str(pictures), run=str(tmp_path / "run"), base=str(xl), until="endpoint", **keys)
     sizes = tensors.read(sealed["processing"].folder / "sizes.safetensors")
-    assert {tuple(row[:2].int().tolist()) for rows in sizes.values() for row in rows} >= {(40, 48), (32, 32)}
+    assert {tuple(row[:2].int().tolist()) for rows in sizes.values() for row in rows} >= {(40, 48), (40, 96), (32, 32)}
+    latents = tensors.read(sealed["processing"].folder / "latents.safetensors")
+    assert Counter(tuple(x.shape[2:]) for x in latents.values()) == {(8, 8): 14, (6, 10): 1}, "the wide one keeps its shape"
+    assert lessons.read_material(sealed["processing"]).kinds.count(0) in (0, 1)
     model = sealed["repo"].folder / "model"
     fused, plain = (_diffusers(folder, prompt="a round thing on red") for folder in (model, xl))
     assert np.abs(fused - plain).max() > 8, "the training has changed nothing, this test would say nothing"

@@ -55,6 +55,7 @@ class Processing(Table):
     resolution: int | None = Field(None, gt=0, description="pixels; empty means the base's own")
     centre_crop: bool = Field(True, description="else a random crop, another one each epoch")
     random_flip: bool = Field(True, description="half of the time a picture is seen mirrored")
+    buckets: bool = Field(False, description="cut each picture to the nearest of several shapes of one area, not to a square")
     rehearsal_pictures: int = Field(
         96, ge=0, description="pictures the base paints of other prompts, learnt along against forgetting"
     )

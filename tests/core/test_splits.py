@@ -103,26 +103,26 @@ def test_hamming_distance_counts_bits() -> None:
 @pytest.mark.parametrize(("width", "height"), [(64, 64), (40, 90), (333, 65), (7, 5), (1000, 999)])
 @pytest.mark.parametrize("centre", [True, False])
 def test_every_view_is_a_square_inside_the_scaled_picture(width: int, height: int, centre: bool) -> None:
-    for view in crops.views(width, height, 32, centre=centre, flip=True, key="k"):
+    for view in crops.views(width, height, (32, 32), centre=centre, flip=True, key="k"):
         assert min(view.width, view.height) == 32
         assert 0 <= view.left <= view.width - 32 and 0 <= view.top <= view.height - 32
         assert view.width / view.height == pytest.approx(width / height, rel=0.05)
 
 
 def test_views_come_in_mirrored_pairs_where_flips_are_wanted_and_alone_where_not() -> None:
-    views = crops.views(90, 40, 32, centre=False, flip=True, key="k")
+    views = crops.views(90, 40, (32, 32), centre=False, flip=True, key="k")
     assert len(views) == 2 * crops.RANDOM_CROPS
     assert all(
         a.left == b.left and a.top == b.top and (a.mirrored, b.mirrored) == (False, True)
         for a, b in zip(views[::2], views[1::2], strict=True)
     )
-    assert [v.mirrored for v in crops.views(90, 40, 32, centre=True, flip=False, key="k")] == [False]
+    assert [v.mirrored for v in crops.views(90, 40, (32, 32), centre=True, flip=False, key="k")] == [False]
 
 
 def test_random_crops_follow_from_the_key_and_differ_between_keys() -> None:
-    one, again, other = (crops.views(400, 40, 32, centre=False, flip=False, key=k) for k in ("a", "a", "b"))
+    one, again, other = (crops.views(400, 40, (32, 32), centre=False, flip=False, key=k) for k in ("a", "a", "b"))
     assert one == again and one != other and len({v.left for v in one}) > 1
 
 
 def test_the_centre_crop_is_in_the_middle() -> None:
-    assert crops.views(96, 32, 32, centre=True, flip=False, key="")[0].left == 32
+    assert crops.views(96, 32, (32, 32), centre=True, flip=False, key="")[0].left == 32

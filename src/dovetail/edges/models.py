@@ -128,6 +128,11 @@ class Models:
         """Whether it is a Stable Diffusion XL: two text encoders, and a U-Net that is told sizes and crops."""
         return (self.folder / "text_encoder_2").is_dir()
 
+    @property
+    def pixels_per_step(self) -> int:
+        """The sides of a picture must be multiples of this, so that the U-Net can halve its latents to the end."""
+        return self.pixels_per_latent * 2 ** (len(self.unet.config.block_out_channels) - 1)
+
     def pieces(self, text: str) -> int:
         """How many passes of the text encoder a text takes."""
         return max(1, -(-len(self._words(self.tokenizer, [text])[0]) // _tokens_read(self.tokenizer)))

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dovetail.core import crops, digests
+from dovetail.core import buckets, crops, digests
 from dovetail.edges import pixels, tensors
 from dovetail.edges.folders import Showing, writing
 from dovetail.edges.models import Models
@@ -34,6 +34,7 @@ class Recipe:
     """How a picture is seen."""
 
     side: int
+    buckets: tuple[tuple[int, int], ...] = ()  # (width, height); none means squares
     centre: bool
     flip: bool
     resample: str
@@ -42,22 +43,27 @@ class Recipe:
     @property
     def digest(self) -> str:
         """Of all that latents depend on but the picture."""
-        return digests.of_data([2, self.side, self.centre, self.flip, self.resample, self.vae])[:24]
+        shapes = [list(shape) for shape in self.buckets]
+        return digests.of_data([2, self.side, self.centre, self.flip, self.resample, self.vae, *shapes])[:24]
+
+    def views(self, width: int, height: int, key: str) -> tuple[tuple[int, int], list[crops.View]]:
+        """The shape (width, height) that a picture of that size gets, and how it is seen."""
+        shape = buckets.nearest(width, height, self.buckets) if self.buckets else (self.side, self.side)
+        return shape, crops.views(width, height, shape, centre=self.centre, flip=self.flip, key=key)
 
 
 def cut_outs(picture: np.ndarray, recipe: Recipe, key: str) -> np.ndarray:
-    """uint8 (views, side, side, 3): every view of a picture (height, width, 3)."""
-    height, width = picture.shape[:2]
-    views = crops.views(width, height, recipe.side, centre=recipe.centre, flip=recipe.flip, key=key)
+    """uint8 (views, its height, its width, 3): every view of a picture (height, width, 3)."""
+    shape, views = recipe.views(picture.shape[1], picture.shape[0], key)
     scaled = pixels.resized(picture, views[0].width, views[0].height, recipe.resample)
-    cuts = [scaled[v.top : v.top + recipe.side, v.left : v.left + recipe.side] for v in views]
+    cuts = [scaled[v.top : v.top + shape[1], v.left : v.left + shape[0]] for v in views]
     return np.stack([cut[:, ::-1] if view.mirrored else cut for cut, view in zip(cuts, views, strict=True)])
 
 
 def told(width: int, height: int, recipe: Recipe, key: str) -> Tensor:
     """Float (views, 6): what a Stable Diffusion XL is told of each view of a picture of that size."""
-    views = crops.views(width, height, recipe.side, centre=recipe.centre, flip=recipe.flip, key=key)
-    return torch.tensor([crops.told(view, width, height, recipe.side) for view in views], dtype=torch.float32)
+    shape, views = recipe.views(width, height, key)
+    return torch.tensor([crops.told(view, width, height, shape) for view in views], dtype=torch.float32)
 
 
 def as_pixels(pictures: np.ndarray) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dovetail.config import Training
-from dovetail.core import diffusion, randomness
+from dovetail.core import buckets, diffusion, randomness
 from dovetail.edges import folders, tensors
 from dovetail.records import LatentRow
 
@@ -62,6 +62,7 @@ class Material:
     test: Sequence[Item]
     states: Callable[[str], Tensor]  # caption -> (tokens, width)
     pooled: Callable[[str], Tensor] | None = None  # caption -> (width,), for a Stable Diffusion XL
+    kinds: tuple[int, ...] = ()  # bucket of each item of `train`, where there are several
     key: str = ""  # digest of all that, where it is known: a checkpoint of other material is refused
 
 
@@ -100,9 +101,12 @@ def read_material(latents: folders.Artifact) -> Material:
             for i, (c, p) in enumerate(zip(captions, painted, strict=True))
         ]
     whole = (lambda caption: pooled[numbers[caption]]) if pooled else None
+    known = sorted({item.moments.shape[2:] for item in split["train"] if item.moments is not None})
+    kinds = tuple(known.index(item.moments.shape[2:]) for item in split["train"] if item.moments is not None)
     return Material(
-        rehearsal=rehearsal, states=lambda caption: states[numbers[caption]], pooled=whole, key=latents.content, **split
-    )
+        rehearsal=rehearsal, states=lambda caption: states[numbers[caption]], pooled=whole, key=latents.content,
+        kinds=kinds if len(known) > 1 else (), **split,
+    )  # fmt: skip
 
 
 def _tensors(latents: folders.Artifact, name: str) -> dict[str, Tensor]:
@@ -114,7 +118,10 @@ def batch(material: Material, config: Training, step: int) -> list[tuple[Item, i
     """The (item, epoch) pairs of one optimizer step: its share of rehearsal, the rest from the training pictures."""
     size = config.batch_size * config.gradient_accumulation_steps
     rehearsed = round(size * config.rehearsal_share) if material.rehearsal else 0
-    places = randomness.position(step, size - rehearsed, len(material.train), config.seed)
+    if material.kinds:
+        places = buckets.position(step, size - rehearsed, material.kinds, config.seed)
+    else:
+        places = randomness.position(step, size - rehearsed, len(material.train), config.seed)
     chosen = [(material.train[i], epoch) for i, epoch in places]
     if rehearsed:
         again = randomness.position(step, rehearsed, len(material.rehearsal), config.seed + 1)

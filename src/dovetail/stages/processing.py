@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dovetail.config import Processing
-from dovetail.core import digests
+from dovetail.core import buckets, digests
 from dovetail.edges import pixels, tensors
 from dovetail.edges.folders import Artifact, Desk, write_bytes, write_json, write_records
 from dovetail.edges.models import Models
@@ -25,8 +25,9 @@ def process(dataset: Artifact, base: Artifact, models: Models, config: Processin
     examples = dataset.records(Example)
     side = config.resolution or models.resolution
     seen = encoder.Recipe(
-        side=side, centre=config.centre_crop, flip=config.random_flip, resample="lanczos", vae=_part_digest(base, "vae/")
-    )
+        side=side, centre=config.centre_crop, flip=config.random_flip, resample="lanczos", vae=_part_digest(base, "vae/"),
+        buckets=buckets.shapes(side, models.pixels_per_step) if config.buckets else (),
+    )  # fmt: skip
     rows = [_row(example, seen) for example in examples]
     moments = _moments(rows, examples, dataset.folder / "dataset", models, seen, desk)
     prompts = list(config.rehearsal_prompts) or hints.rehearsal
