@@ -67,6 +67,7 @@ def test_killed_and_stopped_during_training_the_same_command_ends_with_the_same_
     assert digests[0] == digests[1]
     assert sealed["training"].content == whole["training"].content, "the weights are the same, something beside them is not"
     assert "report.html" in done.stdout and (run / "report.html").is_file()
+    assert "of its own bf16 convolution peak; of a step&#x27;s time: data" in (run / "report.html").read_text()
     assert os.environ["DOVETAIL_HOME"] in done.stdout
 
 

@@ -30,7 +30,7 @@ PART, BATCH, HELD_OUT = 512, 32, 64
 SEED = 700_000
 RATE = 1e-3
 CONFIG = Training(
-    method="lora", lora_rank=32, lora_alpha=32, steps=4000, batch_size=32, lr_scheduler="linear", warmup_steps=100,
+    method="lora", lora_rank=32, lora_alpha=32, steps=3000, batch_size=32, lr_scheduler="linear", warmup_steps=100,
     ema_decay=0.995, caption_dropout=0.0, checkpoint_every=500, held_out_every=1000, sample_every=1000, rehearsal_share=0.0,
 )  # fmt: skip
 
@@ -99,7 +99,7 @@ def step_between(now: Tensor, then: Tensor, a: Tensor, b: Tensor) -> tuple[Tenso
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--paths", type=int, default=10_240)
+    parser.add_argument("--paths", type=int, default=8_192)
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args()
     folder = args.out / "paths"

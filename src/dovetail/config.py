@@ -17,6 +17,9 @@ class Sourcing(Table):
     """Where are the pairs, whose are they, may we learn from them?"""
 
     folder: str = Field("", description="folder of pictures and captions (metadata.jsonl, metadata.csv or .txt beside each)")
+    caption: str = Field(
+        "", description="for pictures that have none; for all of one thing, as in DreamBooth: a photo of sks dog"
+    )
     licence: str = Field("not stated", description="licence of pictures that do not state their own")
     author: str = Field("not stated", description="author of pictures that do not name their own")
     origin: str = Field("", description="where the pictures come from; empty means the folder itself")

@@ -155,8 +155,22 @@ def _curves(sealed: Mapping[str, Artifact]) -> str:
     if told["published_step"] != told["steps"]:
         said.append(f"The weights after step {told['published_step']:,} were taken, those with the lowest held-out loss.")
     said += [f"At {event}." for event in told["events"]]
+    said += _pace(sealed["training"])
     names = "Validation prompts at fixed seeds: " + "; ".join(told["sample_prompts"])
     return pages.section("Training", pages.fact_boxes(facts), *map(pages.paragraph, said), plot, pages.paragraph(names), *grids)
+
+
+def _pace(training: Artifact) -> list[str]:
+    """How fast it went, where that is known: it stands beside the artifacts."""
+    file = training.folder.parent.parent / "pace.json"
+    if not file.exists():
+        return []
+    told = json.loads(file.read_text(encoding="utf-8"))
+    split = ", ".join(f"{name} {share:.0%}" for name, share in told["shares"].items())
+    return [
+        f"{told['pictures_a_second']:.1f} pictures a second on {told['device']}, {told['share_of_peak']:.0%} of its own bf16 "
+        f"convolution peak; of a step's time: {split}; {told['peak_bytes'] / 2**30:.1f} GiB at most."
+    ]
 
 
 def _endpoint(sealed: Mapping[str, Artifact]) -> str:

@@ -262,6 +262,14 @@ def test_what_a_pass_keeps_is_told_from_shapes_and_recomputed_only_where_it_is_m
         assert seen == [not told], "what was found out before a kill is found out again after it"
 
 
+def test_the_seconds_of_a_step_are_told_apart(tiny_base: Path, tmp_path: Path, material: Material) -> None:
+    settings = config(steps=3, batch_size=2, gradient_accumulation_steps=3)
+    pace = learner.teach(Models(tiny_base, CPU), material, settings, 1e-3, tmp_path, Show(quiet=True), lambda step: None).pace
+    assert set(pace.shares) == {"data", "forward", "backward", "optimizer", "sync"}
+    assert sum(pace.shares.values()) == pytest.approx(1) and pace.shares["backward"] > pace.shares["data"]
+    assert (pace.steps, pace.pictures) == (3, 18) and pace.seconds > 0 and pace.peak_bytes > 2**20
+
+
 def test_attention_by_matrix_products_is_that_of_diffusers(tiny_base: Path) -> None:
     from diffusers.models.attention_processor import AttnProcessor2_0
 

@@ -11,7 +11,9 @@ import tiny
 from PIL import Image
 
 from dovetail import library
+from dovetail.config import Training
 from dovetail.edges.folders import Artifact
+from dovetail.engines import material
 from dovetail.errors import BadInputError
 from dovetail.records import Example, Gathered, Lead, Pair, Rejected
 
@@ -39,6 +41,27 @@ def test_captions_beside_the_pictures_are_enough(tmp_path: Path, bring: Any) -> 
     pairs = bring(folder)["wrangling"].records(Pair)
     assert {p.caption for p in pairs} == {f"a {shape} thing 🙂" for shape in tiny.SHAPES}
     assert {(p.licence, p.author, p.origin) for p in pairs} == {("not stated", "not stated", "plain")}
+
+
+def test_pictures_of_one_thing_need_one_caption_and_their_kind_is_learnt_along(
+    tmp_path: Path, bring: Any, tiny_base: Path
+) -> None:
+    folder = tmp_path / "dog"
+    folder.mkdir()
+    for shape in tiny.SHAPES:
+        tiny.drawing(shape, "red").save(folder / f"{shape}.png")
+    (folder / "plain.txt").write_text("a plain one")
+    keys = tiny.short(
+        sourcing={"caption": "a photo of sks dog"},
+        processing={"rehearsal_prompts": ["a photo of a dog"], "rehearsal_pictures": 4},
+        training={"rehearsal_share": 0.5},
+    )  # fmt: skip
+    sealed = library.run(str(folder), run=str(tmp_path / "run"), base=str(tiny_base), until="training", **keys)
+    pairs = {p.name: p.caption for p in sealed["wrangling"].records(Pair)}
+    assert pairs == {f"{s}.png": "a plain one" if s == "plain" else "a photo of sks dog" for s in tiny.SHAPES}
+    told = material.read_material(sealed["processing"])
+    batch = [item.caption for item, _ in material.batch(told, Training(batch_size=4, rehearsal_share=0.5), 0)]
+    assert batch.count("a photo of a dog") == 2 and len(told.rehearsal) == 4
 
 
 def test_rights_that_a_row_states_win_over_the_configuration_and_ride_along_to_the_dataset(pictures: Path, bring: Any) -> None:

@@ -1,11 +1,15 @@
 """The machine: which device there is, how much memory it has, how the C library keeps it."""
 
 import contextlib
+import functools
 import os
 import resource
+import time
 from pathlib import Path
 
 import torch
+
+PROBE_SECONDS = 0.4
 
 
 def pick_device() -> torch.device:
@@ -26,6 +30,25 @@ def peak_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.max_memory_reserved(device))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+@functools.cache
+def peak_tflops(device: torch.device) -> float:
+    """The most bf16 arithmetic that this device was seen to do in a good third of a second of convolutions, TFLOP/s."""
+    channels, side, pictures = (256, 16, 16) if device.type == "cpu" else (1280, 32, 32)
+    layer = torch.nn.Conv2d(channels, channels, 3, padding=1, dtype=torch.bfloat16, device=device)
+    seen = torch.randn(pictures, channels, side, side, dtype=torch.bfloat16, device=device)
+    operations, best = 2 * 9 * channels**2 * side**2 * pictures, 0.0
+    ends = time.perf_counter() + PROBE_SECONDS
+    with torch.no_grad():
+        while time.perf_counter() < ends:
+            began = time.perf_counter()
+            for _ in range(4):
+                layer(seen)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            best = max(best, 4 * operations / (time.perf_counter() - began))
+    return best / 1e12
 
 
 def memory_bytes(device: torch.device) -> int:

@@ -24,12 +24,24 @@ from dovetail.engines import checkpoints, material
 from dovetail.engines.lessons import Lessons, averaged, best, put, resume, save, save_best
 from dovetail.engines.material import Material, Row
 from dovetail.engines.objective import Objective, held_out_losses, training_losses
+from dovetail.engines.stopwatch import Stopwatch
 from dovetail.errors import BadConfigError, StoppedError, TrainingError
 
 MERGED_AREA = {"cpu": 32 * 16 * 16, "cuda": 16 * 64 * 64}  # latent pixels of the micro-batches that are merged into one
 CHEAP = 16  # activations that take less than this part of the device's memory are not worth recomputing
 SKIPS = 20  # steps in a row that a loss scaler may skip while it looks for its scale
 BACKS = 3  # times that a training may be rolled back
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How fast it went here, this time: no part of the result."""
+
+    steps: int  # that were done this time
+    seconds: float  # of them, without held-out losses, samples and checkpoints
+    pictures: int  # learnt from in them
+    shares: dict[str, float]  # of the seconds, by what was done
+    peak_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +52,7 @@ class Taught:
     weights: dict[str, Tensor]  # averaged, by name, after the last step
     curve: list[dict[str, Any]]
     best: tuple[int, dict[str, Tensor]] | None  # step and averaged weights of the lowest held-out loss
+    pace: Pace
 
 
 def teach(
@@ -85,11 +98,19 @@ def teach(
             if step % config.checkpoint_every == 0 or last or _ended(lessons, step):
                 save(lessons, step, folder)
             times.append(time.perf_counter())
-            advance(1, f"loss {loss:.3f}  {_speed(config, times)}")
+            advance(1, f"loss {loss:.3f}  gradient {norm:.2f}  {_speed(config, times)}")
             if last and not _ended(lessons, step):
                 raise _stopped(last, step, config)
     weights = dict(zip(lessons.names, (a.cpu() for a in lessons.average), strict=True))
-    return Taught(step, weights, lessons.curve, best(lessons, folder))
+    return Taught(step, weights, lessons.curve, best(lessons, folder), _pace(lessons))
+
+
+def _pace(lessons: Lessons) -> Pace:
+    config, watch = lessons.config, lessons.watch
+    pictures = watch.steps * config.batch_size * config.gradient_accumulation_steps
+    shares = watch.shares()  # first, as it reads what a GPU has not told yet
+    peak = machine.peak_bytes(lessons.models.device)
+    return Pace(watch.steps, sum(watch.seconds.values()), pictures, shares, peak)
 
 
 def _ended(lessons: Lessons, step: int) -> bool:
@@ -141,7 +162,7 @@ def _prepare(models: Models, material: Material, config: Training, learning_rate
     return Lessons(
         models=models, material=material, config=config, learning_rate=learning_rate, accelerator=accelerator,
         unet=prepared, optimizer=optimizer, parameters=parameters, names=[n for n, _ in named], average=average,
-        objective=Objective.of(models), micro=None,
+        objective=Objective.of(models), watch=Stopwatch(models.device), micro=None,
     )  # fmt: skip
 
 
@@ -162,7 +183,9 @@ def _optimizer(parameters: list[torch.nn.Parameter], config: Training) -> torch.
 
 def _gradients(lessons: Lessons, step: int, stop: int) -> tuple[float, float, int]:
     """Mean loss of the step's pictures, gradient norm before clipping, and why any of the processes wants to stop."""
+    lessons.watch.start()
     mine, size = _rows(lessons, step)
+    lessons.watch.lap("data")
     if lessons.config.gradient_checkpointing and not lessons.measured:
         _recompute(lessons, mine)
     while True:
@@ -171,7 +194,9 @@ def _gradients(lessons: Lessons, step: int, stop: int) -> tuple[float, float, in
             break
         except RuntimeError as error:  # torch.OutOfMemoryError is one
             _smaller(lessons, mine, step, error)
-    return value, float(lessons.accelerator.clip_grad_norm_(lessons.parameters, lessons.config.max_grad_norm)), last
+    norm = float(lessons.accelerator.clip_grad_norm_(lessons.parameters, lessons.config.max_grad_norm))
+    lessons.watch.lap("sync")
+    return value, norm, last
 
 
 def _update(lessons: Lessons, step: int, rate: float) -> None:
@@ -184,6 +209,7 @@ def _update(lessons: Lessons, step: int, rate: float) -> None:
         decay = schedules.ema_decay(step, lessons.config.ema_decay)
         weights = [p.detach().to(a.device) for p, a in zip(lessons.parameters, lessons.average, strict=True)]
         torch._foreach_lerp_(lessons.average, weights, 1 - decay)
+    lessons.watch.lap("optimizer")
 
 
 def _rows(lessons: Lessons, step: int) -> tuple[list[Row], int]:
@@ -231,7 +257,9 @@ def _backward(lessons: Lessons, mine: list[Row], size: int, stop: int) -> tuple[
     for number, rows in enumerate(parts, 1):
         with nullcontext() if number == len(parts) else accelerator.no_sync(unet):
             losses = training_losses(lessons.objective, unet, rows, lessons.config)
+            lessons.watch.lap("forward")
             accelerator.backward(losses.sum() * accelerator.num_processes / size)
+            lessons.watch.lap("backward")
         total += losses.detach().sum()
     if accelerator.num_processes == 1:
         return float(total) / size, stop

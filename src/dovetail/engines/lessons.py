@@ -18,6 +18,7 @@ from dovetail.engines import checkpoints
 from dovetail.engines.checkpoints import Checkpoint
 from dovetail.engines.material import Material
 from dovetail.engines.objective import Objective
+from dovetail.engines.stopwatch import Stopwatch
 from dovetail.errors import BadConfigError
 
 FREE = {
@@ -41,6 +42,7 @@ class Lessons:
     names: list[str]
     average: list[Tensor]  # the parameters themselves where no average is kept
     objective: Objective
+    watch: Stopwatch
     micro: int | None  # pictures a forward pass at most; None until the first step
     curve: list[dict[str, Any]] = field(default_factory=list)
     factor: float = 1.0  # of the learning rate, halved each time that the training was rolled back

@@ -44,7 +44,7 @@ def source(config: Sourcing, desk: Desk) -> None:
     if not any(lead.caption.strip() for lead in leads):
         raise BadInputError(
             f"no caption for any of the {len(leads)} pictures in {folder}",
-            do="add a metadata.jsonl with file_name and text, or a .txt file beside each picture",
+            do="add a metadata.jsonl with file_name and text, a .txt file beside each picture, or [sourcing] caption for all",
         )
     absent = [
         Rejected(name=name, reason="listed but absent", detail=f"{row.said_by} names it, the folder does not hold it")
@@ -79,6 +79,8 @@ def _lead(config: Sourcing, folder: Path, name: str, path: Path, said: listings.
     caption, caption_from = (said.caption, said.said_by) if said and said.caption else ("", "")
     if not caption and (beside := listings.caption_beside(path)) is not None:
         caption, caption_from = beside, path.with_suffix(".txt").name
+    if not caption:
+        caption, caption_from = config.caption, "[sourcing] caption" if config.caption else ""
 
     def stated(keys: tuple[str, ...], default: str) -> str:
         return next((fields[k] for k in keys if fields.get(k)), default)

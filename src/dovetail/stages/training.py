@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dovetail.config import Training
 from dovetail.core import trends
-from dovetail.edges import pixels, plots, tensors
+from dovetail.edges import machine, pixels, plots, shapes, tensors
 from dovetail.edges.folders import Artifact, Desk, write_bytes, write_json, write_rows
 from dovetail.edges.models import Models
 from dovetail.engines import learner, material, painter
@@ -53,7 +53,22 @@ def train(latents: Artifact, models: Models, hints: Hints, config: Training, des
             "rehearsal_pictures": len(pictures.rehearsal), "sample_prompts": prompts,
         },
     )  # fmt: skip
+    write_json(desk.run.root / "pace.json", _told(taught.pace, models, pictures, config))
     shutil.rmtree(desk.folder / "checkpoints")
+
+
+def _told(pace: learner.Pace, models: Models, pictures: material.Material, config: Training) -> dict[str, object]:
+    """How fast it went, beside the artifact: the same training on another day is the same artifact."""
+    item = pictures.train[0]
+    latents, states = item.still(1.0), pictures.states(item.caption)
+    tflop = shapes.arithmetic(models.unet, (1, *latents.shape), (1, *states.shape)).tflop
+    if config.method != "full":
+        tflop *= 2 / 3  # no gradients of the frozen weights
+    speed = pace.pictures / max(pace.seconds, 1e-9)
+    return {
+        "pictures_a_second": speed, "share_of_peak": speed * tflop / machine.peak_tflops(models.device),
+        "device": machine.name(models.device), **asdict(pace),
+    }  # fmt: skip
 
 
 def _published(taught: learner.Taught, config: Training, desk: Desk) -> tuple[int, dict[str, Tensor]]:
