@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 EMBEDDED = Path(__file__).parent / "base"
 HINTS = "hints.json"
+TEXT = "text_encoder."  # before the names of its weights in what a training gave
 KEPT = (  # as they are
     "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler", "feature_extractor", "safety_checker",
     "image_encoder",
@@ -79,7 +80,12 @@ def load_tuned(folder: Path, trained: Artifact, config: Training) -> "Models":
     tuned = load(folder)
     tuned.prediction = config.prediction_type
     weights = tensors.read(trained.folder / "weights.safetensors", trained.manifest.files["weights.safetensors"])
-    adapters.put(tuned.unet, weights, config.method, config.lora_rank, config.lora_alpha)
+    text = {name.removeprefix(TEXT): tensor for name, tensor in weights.items() if name.startswith(TEXT)}
+    own = {name: tensor for name, tensor in weights.items() if not name.startswith(TEXT)}
+    adapters.put(tuned.unet, own, config.method, config.lora_rank, config.lora_alpha)
+    if text:
+        adapters.put(tuned.text_encoder, text, config.method, config.lora_rank, config.lora_alpha)
+        tuned.text_taught = True
     return tuned
 
 

@@ -1,8 +1,8 @@
 """`dovetail.toml`: one table a stage. Unknown keys are refused by name; every flag of the CLI is a key here."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from dovetail.records import Precision, Schedule
 
@@ -72,6 +72,7 @@ class Training(Table):
     """Teach the U-Net."""
 
     method: Literal["full", "lora", "dora", "lokr"] = "full"
+    text_encoder: bool = Field(False, description="teach the text encoder along, by adapters of the same kind")
     steps: int = Field(900, gt=0, description="optimizer steps")
     batch_size: int = Field(16, gt=0, description="pictures a forward pass")
     gradient_accumulation_steps: int = Field(1, gt=0)
@@ -126,6 +127,12 @@ class Training(Table):
     )
     sample_every: int = Field(300, gt=0, description="optimizer steps between sample grids")
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _text_encoder_by_adapters(self) -> Self:
+        if self.text_encoder and self.method == "full":
+            raise ValueError("the text encoder is taught by adapters only: take method lora, dora or lokr")
+        return self
 
 
 class Evaluation(Table):

@@ -17,12 +17,12 @@ from dovetail.engines.material import Item, Material
 from dovetail.errors import StoppedError, TrainingError
 
 
-@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize(("method", "text_encoder"), [("full", False), ("lora", False), ("dora", True)])
 @pytest.mark.parametrize("at", [2, 4])
 def test_a_training_cut_off_anywhere_and_taken_up_again_ends_with_the_same_bits(
-    tiny_base: Path, tmp_path: Path, material: Material, method: str, at: int
+    tiny_base: Path, tmp_path: Path, material: Material, method: str, text_encoder: bool, at: int
 ) -> None:
-    settings = config(method=method, gradient_accumulation_steps=2, batch_size=2)
+    settings = config(method=method, text_encoder=text_encoder, gradient_accumulation_steps=2, batch_size=2)
     whole, curve = teach(tiny_base, tmp_path / "whole", material, settings)
 
     def fall_over(step: int) -> None:

@@ -222,12 +222,21 @@ def test_two_runs_in_one_folder_at_once_are_refused(finished: Finished, again: A
     )
 
 
-@pytest.fixture(scope="module")
-def adapted(finished: Finished, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
+@pytest.fixture(scope="module", params=["the U-Net alone", "the text encoder too"])
+def adapted(
+    finished: Finished, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> dict[str, Artifact]:
     """A LoRA run whose alpha is not its rank."""
     run = Path(shutil.copytree(finished.run, tmp_path_factory.mktemp("lora") / "run"))
     keys = short(
-        training={"method": "lora", "learning_rate": 0.02, "lora_rank": 2, "lora_alpha": 8, "ema_decay": 0.1},
+        training={
+            "method": "lora",
+            "learning_rate": 0.02,
+            "lora_rank": 2,
+            "lora_alpha": 8,
+            "ema_decay": 0.1,
+            "text_encoder": request.param != "the U-Net alone",
+        },
         repo={"registry": str(run.parent / "registry"), "single_file": True, "name": "round"},
     )
     return library.run(str(finished.pictures), run=str(run), until="repo", base=str(finished.base), **keys)
@@ -252,6 +261,9 @@ def test_a_lora_run_trains_adapters_only_and_publishes_them_beside_a_whole_unet(
     assert (model / "pytorch_lora_weights.safetensors").exists()
     base, tuned = (load_file(f / "unet" / "diffusion_pytorch_model.safetensors") for f in (finished.base, model))
     assert base.keys() == tuned.keys() and any(not torch.equal(base[n], tuned[n]) for n in base)
+    base, tuned = (load_file(f / "text_encoder" / "model.safetensors") for f in (finished.base, model))
+    taught = adapted["training"].manifest.asked["config"]["text_encoder"]
+    assert base.keys() == tuned.keys() and any(not torch.equal(base[n], tuned[n]) for n in base) == taught
     assert "base_model_relation: adapter" in (model / "README.md").read_text()
 
 

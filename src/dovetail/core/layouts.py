@@ -110,6 +110,11 @@ def open_clip_names(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
     return found
 
 
+def kohya_text_name(name: str) -> str:
+    """kohya's name of a LoRA weight of the text encoder."""
+    return kohya_name(clip_name(name)).replace("lora_unet_", "lora_te_", 1)
+
+
 def kohya_name(name: str) -> str:
     """kohya's name of a LoRA weight of the U-Net: `a.to_q.lora_A.weight` is `lora_unet_a_to_q.lora_down.weight`."""
     module, _, part = name.partition(".lora_")

@@ -16,27 +16,31 @@ from torch import Tensor
 from dovetail.errors import ModelError
 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "net.0.proj", "net.2", "conv1", "conv2"]
+TEXT_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
 FILE = "pytorch_lora_weights.safetensors"
 
 
-def add(unet: UNet2DConditionModel, method: str, rank: int, alpha: int, seed: int) -> list[torch.nn.Parameter]:
-    """Put adapters (float32) on attention, feed-forward and residual convolutions; returns their parameters.
+def add(model: Any, method: str, rank: int, alpha: int, seed: int) -> list[torch.nn.Parameter]:
+    """Put adapters (float32) on a U-Net or a text encoder; returns their parameters.
+
+    They sit on attention and feed-forward layers, in a U-Net on the residual convolutions too.
 
     `lora` (Hu et al. 2021), `dora` (Liu et al. 2024: direction by LoRA, length learnt apart), `lokr` (Yeh et al. 2023: a
     Kronecker product).
     """
     from peft import LoKrConfig, LoraConfig
 
+    targets = TARGETS if isinstance(model, UNet2DConditionModel) else TEXT_TARGETS
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         if method == "lokr":
-            unet.add_adapter(LoKrConfig(r=rank, alpha=alpha, target_modules=TARGETS))
+            model.add_adapter(LoKrConfig(r=rank, alpha=alpha, target_modules=targets))
         else:
             config = LoraConfig(
-                r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=TARGETS, use_dora=method == "dora"
+                r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=targets, use_dora=method == "dora"
             )
-            unet.add_adapter(config)
-    return [p for p in unet.parameters() if p.requires_grad]
+            model.add_adapter(config)
+    return [p for p in model.parameters() if p.requires_grad]
 
 
 def count(config: Mapping[str, Any], method: str, rank: int, alpha: int) -> int:
@@ -46,56 +50,70 @@ def count(config: Mapping[str, Any], method: str, rank: int, alpha: int) -> int:
         return sum(p.numel() for p in add(unet, method, rank, alpha, 0))
 
 
-def put(unet: UNet2DConditionModel, weights: dict[str, Tensor], method: str, rank: int, alpha: int) -> None:
-    """Put what a training gave into the U-Net: all weights (`full`), or adapters (left on; `fuse` adds them in)."""
+def put(model: Any, weights: Mapping[str, Tensor], method: str, rank: int, alpha: int) -> None:
+    """Put what a training gave into a model: all weights (`full`), or adapters (left on; `fuse` adds them in)."""
     if method != "full":
-        add(unet, method, rank, alpha, seed=0)
-    missing, unexpected = unet.load_state_dict(weights, strict=False)
+        add(model, method, rank, alpha, seed=0)
+    missing, unexpected = model.load_state_dict(weights, strict=False)
     if unexpected or (method == "full" and missing):
         raise ModelError(
             f"the trained weights do not fit the base ({len(unexpected)} unknown names)",
             do="train again with this base",
         )
-    unet.eval().requires_grad_(False)
+    model.eval().requires_grad_(False)
 
 
-def write(unet: UNet2DConditionModel, folder: Path) -> None:
-    """What `load_lora_weights` of diffusers reads, alpha kept as metadata; of a LoKr, the folder `lokr/` that peft reads."""
-    from peft.utils import get_peft_model_state_dict
-
-    config, state = unet.peft_config["default"], get_peft_model_state_dict(unet)
-    if config.peft_type == "LORA":
-        told = config.to_dict() | {"target_modules": sorted(TARGETS)}
-        StableDiffusionPipeline.save_lora_weights(
-            folder, unet_lora_layers=state, safe_serialization=True, unet_lora_adapter_metadata=told
-        )
+def write(folder: Path, unet: UNet2DConditionModel, text_encoder: Any = None) -> None:
+    """What `load_lora_weights` of diffusers reads, alpha kept as metadata; of a LoKr, folders `lokr/` that peft reads."""
+    parts = {"unet": unet} | ({"text_encoder": text_encoder} if text_encoder is not None else {})
+    if unet.peft_config["default"].peft_type == "LORA":
+        told: dict[str, Any] = {}
+        for name, model in parts.items():
+            told[f"{name}_lora_layers"], about = _state(model)
+            told[f"{name}_lora_adapter_metadata"] = about | {"target_modules": sorted(about["target_modules"])}
+        StableDiffusionPipeline.save_lora_weights(folder, safe_serialization=True, **told)
         return
-    kind = folder / config.peft_type.lower()
-    kind.mkdir(parents=True, exist_ok=True)
-    save_file({n: t.contiguous() for n, t in state.items()}, kind / "adapter_model.safetensors")
-    config.save_pretrained(kind)
+    for name, model in parts.items():
+        place = folder / model.peft_config["default"].peft_type.lower() / name
+        place.mkdir(parents=True, exist_ok=True)
+        save_file({n: t.contiguous() for n, t in _state(model)[0].items()}, place / "adapter_model.safetensors")
+        model.peft_config["default"].save_pretrained(place)
 
 
-def write_kohya(unet: UNet2DConditionModel, file: Path, name_of: Callable[[str], str]) -> None:
-    """A LoRA or DoRA under the names that `name_of` gives to its weights, alpha as a weight of each layer."""
+def write_kohya(file: Path, name_of: Mapping[str, Callable[[str], str]], models: Mapping[str, Any]) -> None:
+    """LoRAs or DoRAs of `models` under the names that `name_of` gives to the weights of each, alpha as one more weight."""
+    renamed: dict[str, Tensor] = {}
+    for part, model in models.items():
+        state, about = _state(model)
+        renamed |= {name_of[part](name): _as_kohya(name, tensor) for name, tensor in state.items()}
+        rank, alpha = about["r"], about["lora_alpha"]
+    renamed |= {n.replace("lora_down.weight", "alpha"): torch.tensor(float(alpha)) for n in list(renamed) if "lora_down" in n}
+    about = {"ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_network_alpha": str(alpha)}
+    save_file(renamed, file, metadata=about)
+
+
+def _state(model: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The adapters' weights by name, and what they were asked for."""
     from peft.utils import get_peft_model_state_dict
 
-    config = unet.peft_config["default"]
-    renamed = {name_of(name): _as_kohya(name, tensor) for name, tensor in get_peft_model_state_dict(unet).items()}
-    alpha = torch.tensor(float(config.lora_alpha))
-    renamed |= {name.replace("lora_down.weight", "alpha"): alpha.clone() for name in list(renamed) if "lora_down" in name}
-    about = {"ss_network_module": "networks.lora", "ss_network_dim": str(config.r), "ss_network_alpha": str(config.lora_alpha)}
-    save_file(renamed, file, metadata=about)
+    return get_peft_model_state_dict(model, adapter_name="default"), model.peft_config["default"].to_dict()
 
 
 def _as_kohya(name: str, tensor: Tensor) -> Tensor:
     return tensor.reshape(-1, 1).contiguous() if "magnitude" in name and tensor.ndim == 1 else tensor.contiguous()
 
 
-def fuse(unet: UNet2DConditionModel) -> None:
+def fuse(model: Any) -> None:
     """Add the adapters into the weights they sit on and take them off."""
-    unet.fuse_lora()
-    unet.unload_lora()
+    from diffusers.utils.peft_utils import recurse_remove_peft_layers
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer):
+            module.merge()
+    recurse_remove_peft_layers(model)
+    model._hf_peft_config_loaded = False
+    del model.peft_config
 
 
 def take(unet: UNet2DConditionModel, folder: Path) -> None:

@@ -63,6 +63,7 @@ class Models:
     device: torch.device
     prediction: str | None = None  # where the U-Net was taught to predict something else than the folder says
     variant: str | None = None  # which weight files: "fp16", say
+    text_taught: bool = False  # whether its text encoder is no longer the folder's
     unet_from: Path | None = None  # folder of another revision that has the U-Net
     _remembered: Any = (None, None)  # texts that the second text encoder read last, and what it made of them
 
@@ -139,6 +140,10 @@ class Models:
 
     @torch.no_grad()
     def embed(self, captions: list[str], pieces: int = 1) -> Tensor:
+        """What `read` gives, without gradients."""
+        return self.read(captions, pieces)
+
+    def read(self, captions: list[str], pieces: int = 1) -> Tensor:
         """Text states, float32 (captions, pieces x tokens, width).
 
         A text longer than the encoder reads is cut into pieces that are read apart, one after the other; what goes beyond

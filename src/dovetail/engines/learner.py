@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +147,10 @@ def _prepare(models: Models, material: Material, config: Training, learning_rate
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     named = [(n, p) for n, p in unet.named_parameters() if p.requires_grad]
+    objective = Objective.of(models)
+    if config.text_encoder:
+        objective = _with_text(models, objective, config)
+        named += [(f"text_encoder.{n}", p) for n, p in models.text_encoder.named_parameters() if p.requires_grad]
     parameters = [p for _, p in named]
     precision = config.mixed_precision
     if precision == "fp16" and models.device.type == "cpu":
@@ -156,14 +160,26 @@ def _prepare(models: Models, material: Material, config: Training, learning_rate
     AcceleratorState._reset_state()
     accelerator = Accelerator(mixed_precision=precision, cpu=models.device.type == "cpu")
     accelerator.gradient_accumulation_steps = 1  # whatever the launcher says: the loss is weighed here
+    if config.text_encoder and accelerator.num_processes > 1:
+        raise BadConfigError("several processes cannot teach a text encoder yet", do="start one, or leave text_encoder")
     prepared, optimizer = accelerator.prepare(unet, _optimizer(parameters, config))
     place = "cpu" if config.ema_on_cpu else models.device
     average = [p.detach().to(place, copy=True) if config.ema_decay else p.detach() for p in parameters]
     return Lessons(
         models=models, material=material, config=config, learning_rate=learning_rate, accelerator=accelerator,
         unet=prepared, optimizer=optimizer, parameters=parameters, names=[n for n, _ in named], average=average,
-        objective=Objective.of(models), watch=Stopwatch(models.device), micro=None,
+        objective=objective, watch=Stopwatch(models.device), micro=None,
     )  # fmt: skip
+
+
+def _with_text(models: Models, objective: Objective, config: Training) -> Objective:
+    """Adapters on the text encoder; captions are read anew in each step, as their states change."""
+    if models.is_xl:
+        raise BadConfigError("the text encoders of a Stable Diffusion XL cannot be taught yet", do="leave out text_encoder")
+    models.text_encoder.requires_grad_(False)
+    adapters.add(models.text_encoder, config.method, config.lora_rank, config.lora_alpha, config.seed)
+    models.text_taught = True
+    return replace(objective, read=models.read, tokens=int(models.tokenizer.model_max_length))
 
 
 def _optimizer(parameters: list[torch.nn.Parameter], config: Training) -> torch.optim.Optimizer:

@@ -75,6 +75,7 @@ class Row:
     mixed_in: Tensor  # what it sees, mostly the same
     states: Tensor  # (tokens, width)
     timestep: int
+    caption: str = ""
     added: Tensor | None = None  # (width + 6,): what a Stable Diffusion XL is told beside the states
 
 
@@ -150,7 +151,7 @@ def row(item: Item, epoch: int, timestep: int, config: Training, material: Mater
     caption = "" if dropped < config.caption_dropout else _caption(item, epoch, config.seed)
     return Row(
         latents=latents, noise=noise, mixed_in=mixed_in, states=material.states(caption),
-        timestep=timestep if item.timestep is None else item.timestep, added=added(caption, sizes, material),
+        timestep=timestep if item.timestep is None else item.timestep, caption=caption, added=added(caption, sizes, material),
     )  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """What the U-Net of one model is asked for, and how far off it is: of each row, and of held-out pictures."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +22,8 @@ class Objective:
     prediction: diffusion.Prediction
     scaling: float
     device: torch.device
+    read: Callable[[list[str], int], Tensor] | None = None  # captions and pieces -> states, where the text encoder learns too
+    tokens: int = 0  # that it reads at a time
 
     @classmethod
     def of(cls, models: Models) -> "Objective":
@@ -39,6 +41,8 @@ class Objective:
             torch.stack([getattr(r, name) for r in rows]).to(self.device) for name in ("latents", "noise", "mixed_in", "states")
         )
         timesteps = torch.tensor([r.timestep for r in rows]).to(self.device)
+        if self.read:
+            states = self.read([r.caption for r in rows], len(rows[0].states) // self.tokens)
         extra = conditions([r.added for r in rows], self.device)
 
         def said(seen: Tensor) -> Tensor:
@@ -89,7 +93,7 @@ def held_out_losses(
         told = added(item.caption, None if item.sizes is None else item.sizes[0], material)
         drawn = [torch.randn(clean.shape, generator=randomness.generator(0, "held out", item.name, b)) for b in range(BANDS)]
         rows = [
-            Row(latents=clean, noise=noise, mixed_in=noise, states=words, timestep=t, added=told)
+            Row(latents=clean, noise=noise, mixed_in=noise, states=words, timestep=t, caption=item.caption, added=told)
             for noise, t in zip(drawn, probes, strict=True)
         ]
         found[item.name] = [round(x, 6) for x in objective.losses(unet, rows).tolist()]

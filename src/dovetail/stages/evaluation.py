@@ -1,6 +1,6 @@
 """Stage 7, evaluation: is it really better than the base, on the test set, and what did it forget or copy?"""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Literal
 
@@ -12,7 +12,7 @@ from dovetail.core import statistics, verdicts
 from dovetail.edges import pixels, plots
 from dovetail.edges.folders import Artifact, Desk, write_bytes, write_json, write_records
 from dovetail.edges.models import Judge, Models
-from dovetail.engines import material, objective, painter
+from dovetail.engines import encoder, material, objective, painter
 from dovetail.records import Example, Hints, Interval, ScoredSample
 
 UNIT = "points of the judge's score (100 x cosine)"
@@ -156,9 +156,10 @@ def _test_loss(pictures: material.Material, base: Models, tuned: Models) -> dict
     """The step loss on the test pictures, fixed noise and timesteps: base, tuned, and the paired difference by picture."""
     if not pictures.test:
         return {"base": None, "tuned": None, "change": asdict(statistics.paired_interval([], []))}
+    own = replace(pictures, states=encoder.States(tuned)) if tuned.text_taught else pictures
     found = {
-        who: objective.held_out_losses(m.unet, objective.Objective.of(m), pictures.test, pictures)
-        for who, m in (("base", base), ("tuned", tuned))
+        who: objective.held_out_losses(m.unet, objective.Objective.of(m), pictures.test, told)
+        for who, m, told in (("base", base, pictures), ("tuned", tuned, own))
     }
     means = {who: {name: float(np.mean(values)) for name, values in losses.items()} for who, losses in found.items()}
     names = sorted(means["base"])

@@ -35,10 +35,7 @@ def publish(
             link_or_copy(base.folder / file, root / file)
     training = json.loads((checkpoint.folder / "training.json").read_text())
     if method != "full":
-        adapters.write(tuned.unet, root)
-        if method != "lokr" and not tuned.is_xl:
-            adapters.write_kohya(tuned.unet, root / "kohya_lora.safetensors", layouts.kohya_name)
-        adapters.fuse(tuned.unet)
+        _adapters(tuned, method, root)
     model_edge.save_unet(tuned.unet, root / "unet", config.dtype)
     if tuned.prediction:
         (root / "scheduler" / "scheduler_config.json").unlink()  # a link to the base's own
@@ -70,6 +67,20 @@ def publish(
     number = digests.of_files(sums)[:12]
     Registry(Path(config.registry)).add(config.name, number, root)
     write_json(desk.folder / "published.json", {"name": config.name, "version": number, "registry": config.registry})
+
+
+def _adapters(tuned: Models, method: str, root: Path) -> None:
+    """The adapters in files of their own; then added in, a taught text encoder's into its folder."""
+    taught = {"unet": tuned.unet} | ({"text_encoder": tuned.text_encoder} if tuned.text_taught else {})
+    adapters.write(root, *taught.values())
+    if method != "lokr" and not tuned.is_xl:
+        names = {"unet": layouts.kohya_name, "text_encoder": layouts.kohya_text_name}
+        adapters.write_kohya(root / "kohya_lora.safetensors", names, taught)
+    for model in taught.values():
+        adapters.fuse(model)
+    if tuned.text_taught:
+        shutil.rmtree(root / "text_encoder")  # links to the base's own
+        tuned.text_encoder.save_pretrained(root / "text_encoder", safe_serialization=True)
 
 
 def _single_file_names(tuned: Models) -> dict[str, tuple[str, tuple[str, ...]]]:
