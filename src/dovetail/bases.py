@@ -75,13 +75,18 @@ def load(folder: Path) -> "Models":
 
 def load_tuned(folder: Path, trained: Artifact, config: Training) -> "Models":
     """The base with what a training gave in its U-Net (LoRA adapters are left on, ready to be kept or added in)."""
-    from dovetail.edges import adapters, tensors
+    from dovetail.edges import adapters, tensors, words
 
     tuned = load(folder)
     tuned.prediction = config.prediction_type
     weights = tensors.read(trained.folder / "weights.safetensors", trained.manifest.files["weights.safetensors"])
     text = {name.removeprefix(TEXT): tensor for name, tensor in weights.items() if name.startswith(TEXT)}
     own = {name: tensor for name, tensor in weights.items() if not name.startswith(TEXT)}
+    if config.method == "textual_inversion":
+        words.add(tuned.tokenizer, tuned.text_encoder, config.placeholder, config.placeholder_vectors, config.initializer)
+        words.put(tuned.text_encoder, text)
+        tuned.text_taught = True
+        return tuned
     adapters.put(tuned.unet, own, config.method, config.lora_rank, config.lora_alpha)
     if text:
         adapters.put(tuned.text_encoder, text, config.method, config.lora_rank, config.lora_alpha)

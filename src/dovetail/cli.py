@@ -40,6 +40,10 @@ BaseFlag = Annotated[
     typer.Option("--base", metavar="MODEL", help="model to tune: embedded, a diffusers folder, a hub id, a .safetensors file"),
 ]
 
+MethodFlag = Annotated[
+    str | None, typer.Option("--method", help="full, lora, dora, lokr or textual_inversion (training.method)")
+]
+
 
 def _keys(settings: list[str] | None, **flags: Any) -> dict[str, Any]:
     from dovetail.edges import settings as edge
@@ -86,7 +90,9 @@ def run_command(
     run: RunFlag = None,
     base: BaseFlag = None,
     until: Annotated[str, typer.Option("--until", metavar="STAGE", help="last stage to bring up")] = "production",
-    method: Annotated[str | None, typer.Option("--method", help="full, lora, dora or lokr (training.method)")] = None,
+    method: Annotated[
+        str | None, typer.Option("--method", help="full, lora, dora, lokr or textual_inversion (training.method)")
+    ] = None,
     steps: Annotated[int | None, typer.Option("--steps", help="optimizer steps (training.steps)")] = None,
     config: ConfigFlag = None,
     settings: SetFlag = None,
@@ -211,7 +217,9 @@ def plan_command(
     folder: Annotated[str | None, typer.Argument(help="pictures with captions")] = None,
     run: RunFlag = None,
     base: BaseFlag = None,
-    method: Annotated[str | None, typer.Option("--method", help="full, lora, dora or lokr (training.method)")] = None,
+    method: Annotated[
+        str | None, typer.Option("--method", help="full, lora, dora, lokr or textual_inversion (training.method)")
+    ] = None,
     steps: Annotated[int | None, typer.Option("--steps", help="optimizer steps (training.steps)")] = None,
     gpus: Annotated[str | None, typer.Option("--gpus", metavar="FILE", help="table of GPUs and prices")] = None,
     from_scratch: Annotated[bool, typer.Option("--from-scratch", help="what a Stable Diffusion itself costs")] = False,

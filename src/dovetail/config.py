@@ -71,7 +71,7 @@ class Processing(Table):
 class Training(Table):
     """Teach the U-Net."""
 
-    method: Literal["full", "lora", "dora", "lokr"] = "full"
+    method: Literal["full", "lora", "dora", "lokr", "textual_inversion"] = "full"
     text_encoder: bool = Field(False, description="teach the text encoder along, by adapters of the same kind")
     steps: int = Field(900, gt=0, description="optimizer steps")
     batch_size: int = Field(16, gt=0, description="pictures a forward pass")
@@ -92,6 +92,9 @@ class Training(Table):
     ema_on_cpu: bool = Field(False, description="keep the averaged weights in main memory")
     lora_rank: int = Field(16, gt=0, description="of LoRA, DoRA and LoKr")
     lora_alpha: int = Field(16, gt=0)
+    placeholder: str = Field("<thing>", pattern=r"^\S+$", description="of textual inversion: the new word in the captions")
+    placeholder_vectors: int = Field(1, gt=0, le=16, description="that the new word stands for")
+    initializer: str = Field("thing", description="known words whose meaning the new one begins with")
     rehearsal_share: float = Field(0.25, ge=0, lt=1, description="of each batch, where rehearsal pictures exist")
     caption_dropout: float = Field(0.1, ge=0, lt=1)
     snr_gamma: float | None = Field(None, gt=0, description="min-SNR weighting of the loss; 5 is usual; empty means none")
@@ -130,7 +133,7 @@ class Training(Table):
 
     @model_validator(mode="after")
     def _text_encoder_by_adapters(self) -> Self:
-        if self.text_encoder and self.method == "full":
+        if self.text_encoder and self.method in ("full", "textual_inversion"):
             raise ValueError("the text encoder is taught by adapters only: take method lora, dora or lokr")
         return self
 

@@ -155,7 +155,10 @@ def _load(models: "Models", config: Config, side: int) -> Load:
     if training.method == "full":
         return load
     # No gradients of the frozen weights: two of the three products of each layer.
-    small_ones = adapters.count(models.unet.config, training.method, training.lora_rank, training.lora_alpha)
+    if training.method == "textual_inversion":
+        small_ones = training.placeholder_vectors * int(models.text_encoder.config.hidden_size)
+    else:
+        small_ones = adapters.count(models.unet.config, training.method, training.lora_rank, training.lora_alpha)
     return replace(load, trained=small_ones, frozen=own + others, tflop=told.tflop * 2 / 3)
 
 

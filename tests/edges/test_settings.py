@@ -17,7 +17,7 @@ from dovetail.errors import BadConfigError
         ({"trainin": {}}, r"unknown key trainin; known keys there: .*\btraining\b"),
         ({"training": {"steps": 0}}, r"training\.steps: .*greater than 0; it is 0 now"),
         ({"training": {"text_encoder": True}}, r"training: .*adapters only: take method lora, dora or lokr"),
-        ({"training": {"method": "dreambooth"}}, r"training\.method: .*'full', 'lora', 'dora' or 'lokr'"),
+        ({"training": {"method": "dreambooth"}}, r"training\.method: .*'full', 'lora', 'dora', 'lokr' or 'textual_inversion'"),
         ({"training": {"steps": "many"}}, r"training\.steps: .*integer"),
         ({"training": 4}, r"training: "),
         ({"wrangling": {"background": "white"}}, r"wrangling\.background"),

@@ -189,6 +189,7 @@ class Models:
 
     @staticmethod
     def _words(tokenizer: CLIPTokenizer, captions: list[str]) -> list[list[int]]:
+        captions = [_expanded(tokenizer, caption) for caption in captions]
         return list(tokenizer(captions, add_special_tokens=False, verbose=False).input_ids)
 
     @torch.no_grad()
@@ -202,6 +203,15 @@ class Models:
         decoded = self.vae.decode(latents.to(self.device, self.vae.dtype) / self.vae.config.scaling_factor).sample
         unit = (decoded.float() / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
         return (unit * 255).round().astype(np.uint8)
+
+
+def _expanded(tokenizer: CLIPTokenizer, text: str) -> str:
+    """The text with each learnt word of several vectors (`<tv>`, `<tv>_1`) followed by its further ones, as in diffusers."""
+    known = tokenizer.added_tokens_encoder
+    for token in sorted((t for t in known if t in text and f"{t}_1" in known), key=len, reverse=True):
+        count = next(i for i in range(1, len(known) + 1) if f"{token}_{i}" not in known)
+        text = text.replace(token, " ".join([token, *(f"{token}_{i}" for i in range(1, count))]))
+    return text
 
 
 def _tokens_read(tokenizer: CLIPTokenizer) -> int:

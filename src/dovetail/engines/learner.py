@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dovetail.config import Training
 from dovetail.core import schedules, trends
-from dovetail.edges import adapters, folders, machine, shapes
+from dovetail.edges import adapters, folders, machine, shapes, words
 from dovetail.edges.models import Models
 from dovetail.engines import checkpoints, material
 from dovetail.engines.lessons import Lessons, averaged, best, put, resume, save, save_best
@@ -29,6 +29,7 @@ from dovetail.errors import BadConfigError, StoppedError, TrainingError
 
 MERGED_AREA = {"cpu": 32 * 16 * 16, "cuda": 16 * 64 * 64}  # latent pixels of the micro-batches that are merged into one
 CHEAP = 16  # activations that take less than this part of the device's memory are not worth recomputing
+ADAPTERS = ("lora", "dora", "lokr")
 SKIPS = 20  # steps in a row that a loss scaler may skip while it looks for its scale
 BACKS = 3  # times that a training may be rolled back
 
@@ -142,14 +143,14 @@ def _prepare(models: Models, material: Material, config: Training, learning_rate
     models.prediction = config.prediction_type
     unet = models.unet
     unet.requires_grad_(config.method == "full")
-    if config.method != "full":
+    if config.method in ADAPTERS:
         adapters.add(unet, config.method, config.lora_rank, config.lora_alpha, config.seed)
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     named = [(n, p) for n, p in unet.named_parameters() if p.requires_grad]
     objective = Objective.of(models)
-    if config.text_encoder:
-        objective = _with_text(models, objective, config)
+    if config.text_encoder or config.method == "textual_inversion":
+        objective = _with_text(models, objective, material, config)
         named += [(f"text_encoder.{n}", p) for n, p in models.text_encoder.named_parameters() if p.requires_grad]
     parameters = [p for _, p in named]
     precision = config.mixed_precision
@@ -160,7 +161,7 @@ def _prepare(models: Models, material: Material, config: Training, learning_rate
     AcceleratorState._reset_state()
     accelerator = Accelerator(mixed_precision=precision, cpu=models.device.type == "cpu")
     accelerator.gradient_accumulation_steps = 1  # whatever the launcher says: the loss is weighed here
-    if config.text_encoder and accelerator.num_processes > 1:
+    if objective.read and accelerator.num_processes > 1:
         raise BadConfigError("several processes cannot teach a text encoder yet", do="start one, or leave text_encoder")
     prepared, optimizer = accelerator.prepare(unet, _optimizer(parameters, config))
     place = "cpu" if config.ema_on_cpu else models.device
@@ -172,12 +173,17 @@ def _prepare(models: Models, material: Material, config: Training, learning_rate
     )  # fmt: skip
 
 
-def _with_text(models: Models, objective: Objective, config: Training) -> Objective:
-    """Adapters on the text encoder; captions are read anew in each step, as their states change."""
+def _with_text(models: Models, objective: Objective, material: Material, config: Training) -> Objective:
+    """A text encoder that learns: adapters, or a new word. Captions are read anew in each step, as their states change."""
     if models.is_xl:
-        raise BadConfigError("the text encoders of a Stable Diffusion XL cannot be taught yet", do="leave out text_encoder")
+        raise BadConfigError("the text encoders of a Stable Diffusion XL cannot be taught yet", do="take method full or lora")
     models.text_encoder.requires_grad_(False)
-    adapters.add(models.text_encoder, config.method, config.lora_rank, config.lora_alpha, config.seed)
+    if config.method == "textual_inversion":
+        if not any(config.placeholder in item.caption for item in material.train):
+            raise BadConfigError(f"no caption has the word {config.placeholder}", do="write it into the captions")
+        words.add(models.tokenizer, models.text_encoder, config.placeholder, config.placeholder_vectors, config.initializer)
+    else:
+        adapters.add(models.text_encoder, config.method, config.lora_rank, config.lora_alpha, config.seed)
     models.text_taught = True
     return replace(objective, read=models.read, tokens=int(models.tokenizer.model_max_length))
 

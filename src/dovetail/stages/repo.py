@@ -8,7 +8,7 @@ from pathlib import Path
 from dovetail import bases
 from dovetail.config import Repo
 from dovetail.core import cards, digests, layouts
-from dovetail.edges import adapters, pixels
+from dovetail.edges import adapters, pixels, words
 from dovetail.edges import models as model_edge
 from dovetail.edges.folders import Artifact, Desk, digest_folder, link_or_copy, write_bytes, write_json
 from dovetail.edges.models import Models
@@ -34,7 +34,9 @@ def publish(
         for file in sorted(f for f in base.manifest.files if f.startswith(f"{part}/")):
             link_or_copy(base.folder / file, root / file)
     training = json.loads((checkpoint.folder / "training.json").read_text())
-    if method != "full":
+    if method == "textual_inversion":
+        _new_word(tuned, training["placeholder"], root)
+    elif method != "full":
         _adapters(tuned, method, root)
     model_edge.save_unet(tuned.unet, root / "unet", config.dtype)
     if tuned.prediction:
@@ -79,8 +81,21 @@ def _adapters(tuned: Models, method: str, root: Path) -> None:
     for model in taught.values():
         adapters.fuse(model)
     if tuned.text_taught:
-        shutil.rmtree(root / "text_encoder")  # links to the base's own
-        tuned.text_encoder.save_pretrained(root / "text_encoder", safe_serialization=True)
+        _text_encoder(tuned, root)
+
+
+def _new_word(tuned: Models, placeholder: str, root: Path) -> None:
+    """The learnt vectors in a file of their own; then in the text encoder and the tokenizer."""
+    words.write(tuned.text_encoder, placeholder, root / "learned_embeds.safetensors")
+    words.fuse(tuned.text_encoder)
+    _text_encoder(tuned, root)
+    shutil.rmtree(root / "tokenizer")
+    tuned.tokenizer.save_pretrained(root / "tokenizer")
+
+
+def _text_encoder(tuned: Models, root: Path) -> None:
+    shutil.rmtree(root / "text_encoder")  # links to the base's own
+    tuned.text_encoder.save_pretrained(root / "text_encoder", safe_serialization=True)
 
 
 def _single_file_names(tuned: Models) -> dict[str, tuple[str, tuple[str, ...]]]:

@@ -46,6 +46,7 @@ def train(latents: Artifact, models: Models, hints: Hints, config: Training, des
         desk.folder / "training.json",
         {
             "method": config.method, "learning_rate": rate, "steps": taught.steps, "weights_digest": tensors.digest(weights),
+            "placeholder": config.placeholder if config.method == "textual_inversion" else None,
             "published_step": step, "trend": asdict(trend) if trend else None,
             "events": [f"step {row['step']}: {row['event']}" for row in taught.curve if "event" in row],
             "pictures_seen": taught.steps * config.batch_size * config.gradient_accumulation_steps,
