@@ -17,6 +17,7 @@ from dovetail.records import Example, Rejected, ScoredSample
 
 SHOWN_PAIRS, SHOWN_OTHERS, SHOWN_DATA, SHOWN_REJECTED = 12, 8, 60, 200
 LAYOUT = 1
+PARTS_OF_A_STEP = ("data", "forward", "backward", "sync", "optimizer")
 
 
 def write(config: Config, run: Run, sealed: Mapping[str, Artifact]) -> Path:
@@ -166,7 +167,7 @@ def _pace(training: Artifact) -> list[str]:
     if not file.exists():
         return []
     told = json.loads(file.read_text(encoding="utf-8"))
-    split = ", ".join(f"{name} {share:.0%}" for name, share in told["shares"].items())
+    split = ", ".join(f"{name} {told['shares'][name]:.0%}" for name in PARTS_OF_A_STEP if name in told["shares"])
     return [
         f"{told['pictures_a_second']:.1f} pictures a second on {told['device']}, {told['share_of_peak']:.0%} of its own bf16 "
         f"convolution peak; of a step's time: {split}; {told['peak_bytes'] / 2**30:.1f} GiB at most."

@@ -20,6 +20,7 @@ from tiny import pixels_of, short
 
 from dovetail import library, pipeline
 from dovetail.edges import folders
+from dovetail.edges.models import Models
 from dovetail.edges.registry import Registry
 from dovetail.records import STAGE_NAMES, Example, LatentRow, Rejected, ScoredSample
 
@@ -74,7 +75,10 @@ def test_diffusers_opens_the_published_folder_and_paints_the_endpoints_picture(f
     pipe.set_progress_bar_config(disable=True)
     asked = told(finished, "endpoint", "endpoint.json")["request"]
     generator = torch.Generator().manual_seed(asked["seed"])
-    image = pipe(asked["prompt"], num_inference_steps=2, guidance_scale=4.0, generator=generator, negative_prompt="").images[0]
+    models = Models(finished.model, torch.device("cpu"))
+    pieces = models.pieces(asked["prompt"])  # diffusers would cut it
+    embeds = {"prompt_embeds": models.embed([asked["prompt"]], pieces), "negative_prompt_embeds": models.embed([""], pieces)}
+    image = pipe(**embeds, num_inference_steps=2, guidance_scale=4.0, generator=generator).images[0]
     answered = pixels_of(finished.sealed["endpoint"].folder / "picture.png")
     assert np.abs(answered - np.asarray(image)).max() <= 2
 
