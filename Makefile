@@ -8,9 +8,9 @@ BIN := $(VENV)/bin
 demo: install
 	$(BIN)/dovetail run examples/televisions --run demo
 
-## test: the whole suite
+## test: the whole suite, two files at a time
 test: install
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n 2 --dist loadfile
 
 ## install: .venv with all that demo and test need; .venv/bin/dovetail is the command
 install: $(VENV)/.installed

@@ -10,6 +10,7 @@ import tiny
 import torch
 from diffusers import StableDiffusionXLPipeline
 from PIL import Image
+from safetensors.torch import load_file
 from schooling import CPU, config
 from torch import Tensor
 
@@ -31,7 +32,10 @@ def xl(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _diffusers(folder: Path, **told: Any) -> np.ndarray:
-    pipe = StableDiffusionXLPipeline.from_pretrained(folder)
+    return _painted(StableDiffusionXLPipeline.from_pretrained(folder), **told)
+
+
+def _painted(pipe: Any, **told: Any) -> np.ndarray:
     pipe.set_progress_bar_config(disable=True)
     side = {"height": tiny.SIDE, "width": tiny.SIDE}
     made = pipe(**told, **side, num_inference_steps=4, guidance_scale=5.0, generator=torch.Generator().manual_seed(3))
@@ -100,7 +104,7 @@ def test_the_main_job_goes_through_and_diffusers_opens_what_it_publishes(xl: Pat
     tiny.add_picture(pictures, "wide.png", "a wide thing", Image.new("RGB", (96, 40), (10, 200, 30)), group="plain")
     keys = tiny.short(
         processing={"centre_crop": False, "buckets": True}, training={"method": "lora", "learning_rate": 0.02},
-        repo={"registry": str(tmp_path / "registry")},
+        repo={"registry": str(tmp_path / "registry"), "single_file": True, "name": "xl"},
     )  # fmt: skip
     sealed = library.run(str(pictures), run=str(tmp_path / "run"), base=str(xl), until="endpoint", **keys)
     sizes = tensors.read(sealed["processing"].folder / "sizes.safetensors")
@@ -111,9 +115,11 @@ def test_the_main_job_goes_through_and_diffusers_opens_what_it_publishes(xl: Pat
     model = sealed["repo"].folder / "model"
     fused, plain = (_diffusers(folder, prompt="a round thing on red") for folder in (model, xl))
     assert np.abs(fused - plain).max() > 8, "the training has changed nothing, this test would say nothing"
-    pipe = StableDiffusionXLPipeline.from_pretrained(xl)
-    pipe.load_lora_weights(model, weight_name="pytorch_lora_weights.safetensors")
-    pipe.set_progress_bar_config(disable=True)
-    told = {"height": tiny.SIDE, "width": tiny.SIDE, "num_inference_steps": 4, "guidance_scale": 5.0}
-    made = pipe("a round thing on red", generator=torch.Generator().manual_seed(3), **told).images[0]
-    assert np.abs(np.asarray(made).astype(int) - fused).max() <= 1
+    for file in ("pytorch_lora_weights.safetensors", "kohya_lora.safetensors"):
+        pipe = StableDiffusionXLPipeline.from_pretrained(xl)
+        pipe.load_lora_weights(model, weight_name=file)
+        assert np.abs(_painted(pipe, prompt="a round thing on red") - fused).max() <= 1, file
+    names = [name.split(".")[0] for name in load_file(model / "kohya_lora.safetensors")]
+    assert any(name.startswith("lora_unet_input_blocks_3_1_transformer_blocks_0_attn1_to_q") for name in names)
+    pipe = StableDiffusionXLPipeline.from_single_file(str(model / "xl.safetensors"), config=str(model), local_files_only=True)
+    assert np.abs(_painted(pipe, prompt="a round thing on red") - fused).max() <= 1

@@ -113,12 +113,12 @@ def write_xl_base(folder: Path) -> Path:
     """The same as a Stable Diffusion XL: two text encoders, and a U-Net that is told sizes and crops."""
     write_base(folder)
     torch.manual_seed(13)
-    words, whole = tokenizer(), 8
+    words, whole, second = tokenizer(), 8, 24  # unlike WIDTH: diffusers tells the encoders in a single file apart by it
     text, _ = _towers(words)
     unet = UNet2DConditionModel(
         sample_size=SIDE // 4, in_channels=4, out_channels=4, block_out_channels=(16, 32), layers_per_block=1,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=2 * WIDTH, attention_head_dim=(2, 4), transformer_layers_per_block=(1, 2), norm_num_groups=8,
+        cross_attention_dim=WIDTH + second, attention_head_dim=(2, 4), transformer_layers_per_block=(1, 2), norm_num_groups=8,
         addition_embed_type="text_time", addition_time_embed_dim=8, projection_class_embeddings_input_dim=whole + 6 * 8,
         use_linear_projection=True,
     )  # fmt: skip
@@ -127,7 +127,7 @@ def write_xl_base(folder: Path) -> Path:
     unet.save_pretrained(folder / "unet")
     text["initializer_factor"] = 3.0  # their last states but one are not normalised
     CLIPTextModel(CLIPTextConfig(**text)).save_pretrained(folder / "text_encoder")
-    CLIPTextModelWithProjection(CLIPTextConfig(**text)).save_pretrained(folder / "text_encoder_2")
+    CLIPTextModelWithProjection(CLIPTextConfig(**text | {"hidden_size": second})).save_pretrained(folder / "text_encoder_2")
     words.save_pretrained(folder / "tokenizer_2")
     index = {k: v for k, v in INDEX.items() if "safety" not in k} | {
         "_class_name": "StableDiffusionXLPipeline", "force_zeros_for_empty_prompt": True,

@@ -1,7 +1,7 @@
 """The names that other tools give to the same weights: the single file of the first Stable Diffusion, and kohya's LoRA."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 _UNET_TOP = {
     "time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2", "conv_in": "input_blocks.0.0",
@@ -20,16 +20,22 @@ _TEXT_LAYER = {
 
 
 def single_file(
-    unet: Iterable[str], vae: Iterable[str], text: Iterable[str], *, layers_per_block: int, attended: frozenset[int],
-    vae_blocks: int, open_clip: bool,
+    unet: Iterable[str], vae: Iterable[str], text: Iterable[str], second: Iterable[str] = (), *, layers_per_block: int,
+    attended: frozenset[int], vae_blocks: int, open_clip: bool,
 ) -> dict[str, tuple[str, tuple[str, ...]]]:  # fmt: skip
     """Name in the single file -> part of the diffusers folder and the names of the weights that lie there.
 
-    `open_clip` is the text encoder of SD 2.x, whose q, k and v lie upon one another; SD 1.x has CLIP's own.
+    `open_clip` is the text encoder of SD 2.x, whose q, k and v lie upon one another; SD 1.x has CLIP's own, and SD XL both, the
+    latter as its `second`.
     """
+    second = list(second)
     names: dict[str, tuple[str, tuple[str, ...]]] = {}
     names |= {f"model.diffusion_model.{unet_name(n, layers_per_block, attended)}": ("unet", (n,)) for n in unet}
     names |= {f"first_stage_model.{vae_name(n, vae_blocks)}": ("vae", (n,)) for n in vae}
+    if second:
+        names |= {f"conditioner.embedders.0.transformer.{clip_name(n)}": ("text_encoder", (n,)) for n in text}
+        whole = open_clip_names(second).items()
+        return names | {f"conditioner.embedders.1.model.{k}": ("text_encoder_2", v) for k, v in whole}
     if open_clip:
         return names | {f"cond_stage_model.model.{k}": ("text_encoder", v) for k, v in open_clip_names(text).items()}
     return names | {f"cond_stage_model.transformer.{clip_name(n)}": ("text_encoder", (n,)) for n in text}
@@ -98,6 +104,7 @@ def open_clip_names(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
                 "embeddings.position_embedding.weight": "positional_embedding",
                 "embeddings.token_embedding.weight": "token_embedding.weight",
                 "final_layer_norm.weight": "ln_final.weight", "final_layer_norm.bias": "ln_final.bias",
+                "text_projection.weight": "text_projection",  # there it lies on its side
             }  # fmt: skip
             if short in top:  # position numbers are no weights
                 found[top[short]] = (name,)
@@ -115,9 +122,16 @@ def kohya_text_name(name: str) -> str:
     return kohya_name(clip_name(name)).replace("lora_unet_", "lora_te_", 1)
 
 
-def kohya_name(name: str) -> str:
-    """kohya's name of a LoRA weight of the U-Net: `a.to_q.lora_A.weight` is `lora_unet_a_to_q.lora_down.weight`."""
+def kohya_name(name: str, rename: Callable[[str], str] = lambda module: module) -> str:
+    """kohya's name of a LoRA weight of the U-Net: `a.to_q.lora_A.weight` is `lora_unet_a_to_q.lora_down.weight`.
+
+    `rename` is what happens to the module's name before: nothing, or in an XL what `sgm_module` does.
+    """
     module, _, part = name.partition(".lora_")
-    part = "lora_" + part
-    kind = "lora_down.weight" if "lora_A" in part else "lora_up.weight" if "lora_B" in part else "dora_scale"
-    return f"lora_unet_{module.replace('.', '_')}.{kind}"
+    kind = "lora_down.weight" if part.startswith("A") else "lora_up.weight" if part.startswith("B") else "dora_scale"
+    return f"lora_unet_{rename(module).replace('.', '_')}.{kind}"
+
+
+def sgm_module(module: str, layers_per_block: int, attended: frozenset[int]) -> str:
+    """The single file's name of a module of the U-Net, as kohya names those of an XL."""
+    return unet_name(f"{module}.weight", layers_per_block, attended).removesuffix(".weight")

@@ -329,11 +329,14 @@ def same_unet(unet: UNet2DConditionModel, folder: Path, dtype: str) -> None:
 
 def save_single_file(models: Models, file: Path, dtype: str, names: Mapping[str, tuple[str, tuple[str, ...]]]) -> None:
     """All parts in one `.safetensors`, under `names` (name there -> part, names of the weights); read back and compared."""
-    kind, parts = getattr(torch, dtype), {p: getattr(models, p).state_dict() for p in ("unet", "vae", "text_encoder")}
+    kind, encoders = getattr(torch, dtype), ("text_encoder", "text_encoder_2") if models.is_xl else ("text_encoder",)
+    parts = {part: getattr(models, part).state_dict() for part in ("unet", "vae", *encoders)}
     whole = {name: torch.cat([parts[part][n] for n in own]).cpu().to(kind).contiguous() for name, (part, own) in names.items()}
     for name, tensor in whole.items():
         if ".attn_1." in name and tensor.ndim == 2:  # there the VAE's attention is made of convolutions
             whole[name] = tensor[:, :, None, None]
+        if name.endswith(".text_projection"):
+            whole[name] = tensor.T.contiguous()
     guess = "v" if models.scheduler().config.prediction_type == "v_prediction" else models.scheduler().config.prediction_type
     file.parent.mkdir(parents=True, exist_ok=True)
     save_file(whole, file, metadata={"format": "pt", "modelspec.prediction_type": guess})

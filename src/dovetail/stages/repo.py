@@ -2,8 +2,10 @@
 
 import json
 import shutil
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from dovetail import bases
 from dovetail.config import Repo
@@ -13,7 +15,6 @@ from dovetail.edges import models as model_edge
 from dovetail.edges.folders import Artifact, Desk, digest_folder, link_or_copy, write_bytes, write_json
 from dovetail.edges.models import Models
 from dovetail.edges.registry import Registry
-from dovetail.errors import BadConfigError
 from dovetail.records import Example, Rejected, ScoredSample
 
 PAIRS_SHOWN = 8
@@ -44,8 +45,6 @@ def publish(
         tuned.scheduler().save_pretrained(root / "scheduler")
     write_json(root / "model_index.json", json.loads((base.folder / "model_index.json").read_text()))
     model_edge.same_unet(tuned.unet, root, config.dtype)
-    if config.single_file and tuned.is_xl:
-        raise BadConfigError("a Stable Diffusion XL cannot be written as a single file yet", do="leave out [repo] single_file")
     if config.single_file:
         model_edge.save_single_file(tuned, root / f"{config.name}.safetensors", config.dtype, _single_file_names(tuned))
     examples = dataset.records(Example)
@@ -75,8 +74,13 @@ def _adapters(tuned: Models, method: str, root: Path) -> None:
     """The adapters in files of their own; then added in, a taught text encoder's into its folder."""
     taught = {"unet": tuned.unet} | ({"text_encoder": tuned.text_encoder} if tuned.text_taught else {})
     adapters.write(root, *taught.values())
-    if method != "lokr" and not tuned.is_xl:
-        names = {"unet": layouts.kohya_name, "text_encoder": layouts.kohya_text_name}
+    if method != "lokr":
+        own = (
+            partial(layouts.kohya_name, rename=partial(layouts.sgm_module, **_shape(tuned)))
+            if tuned.is_xl
+            else layouts.kohya_name
+        )
+        names = {"unet": own, "text_encoder": layouts.kohya_text_name}
         adapters.write_kohya(root / "kohya_lora.safetensors", names, taught)
     for model in taught.values():
         adapters.fuse(model)
@@ -99,12 +103,18 @@ def _text_encoder(tuned: Models, root: Path) -> None:
 
 
 def _single_file_names(tuned: Models) -> dict[str, tuple[str, tuple[str, ...]]]:
-    unet, vae, text = tuned.unet, tuned.vae, tuned.text_encoder
-    attended = frozenset(i for i, kind in enumerate(unet.config.up_block_types) if "CrossAttn" in kind)
+    text, second = tuned.text_encoder, tuned.text_encoder_2.state_dict() if tuned.is_xl else {}
     return layouts.single_file(
-        unet.state_dict(), vae.state_dict(), text.state_dict(), layers_per_block=unet.config.layers_per_block,
-        attended=attended, vae_blocks=len(vae.config.block_out_channels), open_clip=text.config.hidden_size == OPEN_CLIP_WIDTH,
+        tuned.unet.state_dict(), tuned.vae.state_dict(), text.state_dict(), second, **_shape(tuned),
+        vae_blocks=len(tuned.vae.config.block_out_channels), open_clip=text.config.hidden_size == OPEN_CLIP_WIDTH,
     )  # fmt: skip
+
+
+def _shape(tuned: Models) -> dict[str, Any]:
+    """What the names in a single file depend on."""
+    config = tuned.unet.config
+    attended = frozenset(i for i, kind in enumerate(config.up_block_types) if "CrossAttn" in kind)
+    return {"layers_per_block": config.layers_per_block, "attended": attended}
 
 
 def before_after(verdict: Artifact) -> bytes:
