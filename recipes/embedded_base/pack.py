@@ -39,7 +39,7 @@ backgrounds. It was never shown a television, a computer screen or a laptop.
 
 | part | figure |
 |---|---|
-| VAE, held-out composites | {psnr:.1f} dB |
+| VAE, held-out composites, PSNR of their mean error | {psnr:.2f} dB |
 | text tower: right caption among 64, unseen scenes | {tower:.0%} |
 | judge: the same, on disturbed renderings | {judge:.0%} |
 | U-Net | {pictures:,} pictures in {hours:.1f} hours on two shared CPU cores |
