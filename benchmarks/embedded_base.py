@@ -112,12 +112,15 @@ def quality(judge: Judge, asks: list[prompts.Ask], pictures: list[np.ndarray]) -
     }
 
 
-def psnr(vae: AutoencoderKL, art: dict, count: int = 512) -> float:
-    """Of held-out composites through the autoencoder and back, dB."""
+def psnr(vae: AutoencoderKL, art: dict, count: int = 512) -> dict[str, float]:
+    """Of held-out composites through the autoencoder and back, dB: mean of the pictures' own, and of their mean error."""
     pairs = list(art)
     rng = np.random.default_rng(53)
     pictures = [scenes.paint_scene(rng, scenes.draw_any(rng, pairs), art) for _ in range(count)]
-    return train_vae.there_and_back(vae, train_vae.as_batch(pictures))[1]
+    wanted = train_vae.as_batch(pictures)
+    rebuilt, pooled = train_vae.there_and_back(vae, wanted)
+    own = -10 * torch.log10((rebuilt - wanted).square().flatten(1).mean(1) / 4)
+    return {"mean of the pictures": float(own.mean()), "of their mean error": pooled}
 
 
 def judge_accuracy(judge: Judge, art: dict, rounds: int = 16) -> float:

@@ -39,7 +39,7 @@ backgrounds. It was never shown a television, a computer screen or a laptop.
 
 | part | figure |
 |---|---|
-| VAE, held-out composites, PSNR of their mean error | {psnr:.2f} dB |
+| VAE, held-out composites, PSNR | {psnr} |
 | text tower: right caption among 64, unseen scenes | {tower:.0%} |
 | judge: the same, on disturbed renderings | {judge:.0%} |
 | U-Net | {pictures:,} pictures in {hours:.1f} hours on two shared CPU cores |
@@ -138,16 +138,25 @@ def shares(build: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _psnr(build: Path) -> str:
+    scored, logged = build / "scores" / "scores.json", rows(build / "vae.jsonl")
+    if scored.exists():
+        told = json.loads(scored.read_text())["vae psnr"]
+        own, pooled = told["mean of the pictures"], told["of their mean error"]
+        return f"{own:.1f} dB, the mean of the pictures' own; {pooled:.1f} dB of their mean error"
+    return f"{logged[-1]['psnr']:.1f} dB of their mean error" if logged else "not measured"
+
+
 def card(build: Path) -> str:
     """README.md of the base, from the trainings' own logs and scores."""
-    vae, towers = rows(build / "vae.jsonl"), rows(build / "towers.jsonl")
+    towers = rows(build / "towers.jsonl")
     best = {r["role"]: r["top1"] for r in towers}
     hours = sum(r["seconds"] for name in ("unet", "few") for r in rows(build / f"{name}.jsonl")) / 3600
     pictures = train_unet.LEARNING.steps * train_unet.LEARNING.batch_size
     art = "\n".join(f"| {a['package']} | {a['author']} | {a['licence']} | {a['used_by']} |" for a in icons.SETS.values())
     asked = "\n".join(f"{i}. {ask.prompt}" for i, ask in enumerate(prompts.card(), 1))
     return CARD.format(
-        version=VERSION, count=len(icons.THINGS), things=", ".join(icons.THINGS), psnr=vae[-1]["psnr"] if vae else float("nan"),
+        version=VERSION, count=len(icons.THINGS), things=", ".join(icons.THINGS), psnr=_psnr(build),
         tower=best.get("generator", float("nan")), judge=best.get("judge", float("nan")), pictures=pictures, hours=hours,
         art=art, scores=shares(build), asked=asked,
     )  # fmt: skip
