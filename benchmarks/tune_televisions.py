@@ -26,7 +26,7 @@ from dovetail.pipeline import run
 from recipes.embedded_base import icons, scenes
 
 ROOT = Path(__file__).parents[1]
-NOUNS = ("television", "old television with antennas", "flat-screen television", "TV")
+NOUNS = ("television", "old television with antennas", "flat-screen television")  # the words of the set
 PROMPTS, SEED, STEPS = 64, 77_000, 20
 
 

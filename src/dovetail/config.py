@@ -60,7 +60,7 @@ class Processing(Table):
     random_flip: bool = Field(True, description="half of the time a picture is seen mirrored")
     buckets: bool = Field(False, description="cut each picture to the nearest of several shapes of one area, not to a square")
     rehearsal_pictures: int = Field(
-        96, ge=0, description="pictures the base paints of other prompts, learnt along against forgetting"
+        128, ge=0, description="pictures the base paints of other prompts, learnt along against forgetting"
     )
     rehearsal_prompts: list[str] = Field(
         default=[],
