@@ -49,7 +49,8 @@ def test_validation_up_and_training_down_in_one_band_is_overfitting_there_since_
 
 def test_both_up_is_no_overfitting_but_worse() -> None:
     found = trends.trend(curve([1, 0.8, 0.7, 0.8, 0.9, 1.0, 1.1]))
-    assert found and found.answer == "worsens" and found.sentence.endswith("in all bands of noise since step 200, on training pictures too.")
+    assert found and found.answer == "worsens"
+    assert found.sentence.endswith("in all bands of noise since step 200, on training pictures too.")
 
 
 def test_one_picture_cannot_tell_and_no_picture_says_nothing() -> None:

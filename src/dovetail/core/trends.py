@@ -71,7 +71,8 @@ def trend(curve: Sequence[Mapping[str, Any]]) -> Trend | None:
         learnt = measured(curve, "train")
         since = min(rising.values())
         grew = _change(learnt[since], learnt[steps[-1]]).low > 0 if since in learnt and steps[-1] in learnt else False
-        names = f"the {' and '.join(rising)} band{'s' * (len(rising) > 1)}" if len(rising) < len(BANDS) else "all bands of noise"
+        names = f"the {' and '.join(rising)} band{'s' * (len(rising) > 1)}"
+        names = "all bands of noise" if len(rising) == len(BANDS) else names
         sentence = f"{where}; it {'worsens' if grew else 'overfits'} in {names} since step {since:,}"
         sentence += ", on training pictures too." if grew else "."
         return Trend(answer="worsens" if grew else "overfits", sentence=sentence, best_step=best, change=gain, bands=bands)
