@@ -3,8 +3,12 @@
     python benchmarks/against_the_example.py --example .../examples/text_to_image/train_text_to_image.py
 
 The example's file is given by path (it is not ours to ship); its torchvision is replaced by a small stand-in, so that none
-need be installed. A rate is measured between two lengths of run, so that starting up counts for neither; the time in which
-Dovetail encodes the pictures is counted over 2,000 steps. Repeats are interleaved; the median and the spread are printed.
+need be installed.
+
+`--full-size` takes a Stable Diffusion 1.4 of its full size with random weights (give --side 512 --cases "batch 1,
+accumulation 4" too). A rate is measured between two lengths of run, so that starting up counts for neither; the time in which
+Dovetail encodes the pictures is counted over 2,000 steps. Memory is the most that the training process held at once. Repeats
+are interleaved; the median and the spread are printed.
 """
 
 import argparse
@@ -94,6 +98,26 @@ def write_model(folder: Path) -> None:
     pipeline.save_pretrained(folder)
 
 
+def write_full_size(folder: Path) -> None:
+    """A Stable Diffusion of the sizes of 1.4 (860 M parameters in the U-Net), random weights."""
+    words = CLIPTokenizer.from_pretrained(bases.EMBEDDED / "tokenizer", model_max_length=77)
+    text = CLIPTextConfig(
+        vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12,
+        max_position_embeddings=77, projection_dim=768, bos_token_id=words.bos_token_id, eos_token_id=words.eos_token_id,
+        pad_token_id=words.pad_token_id,
+    )  # fmt: skip
+    vae = AutoencoderKL(
+        block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=4, sample_size=512,
+        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+    )  # fmt: skip
+    unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
+    StableDiffusionPipeline(
+        vae=vae, text_encoder=CLIPTextModel(text), tokenizer=words, unet=unet,
+        scheduler=DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    ).save_pretrained(folder)  # fmt: skip
+
+
 def write_pictures(folder: Path, side: int) -> None:
     """Pictures of chance, a little larger than the side."""
     folder.mkdir()
@@ -106,25 +130,33 @@ def write_pictures(folder: Path, side: int) -> None:
     (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def run(script: Path, flags: list[str], out: Path, environment: dict[str, str]) -> tuple[float, str]:
-    """Seconds and what was printed."""
+def run(script: Path, flags: list[str], out: Path, environment: dict[str, str]) -> tuple[float, str, float]:
+    """Seconds, what was printed, and GiB that it held at most."""
     started = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, str(script), *flags, f"--output_dir={out}"], capture_output=True, text=True, check=False,
-        env=os.environ | environment,
-    )  # fmt: skip
-    if done.returncode:
-        raise SystemExit(done.stderr[-3000:])
-    return time.perf_counter() - started, done.stderr
+    with tempfile.TemporaryFile("w+") as said:
+        process = subprocess.Popen(
+            [sys.executable, str(script), *flags, f"--output_dir={out}"], stdout=subprocess.DEVNULL, stderr=said,
+            env=os.environ | environment,
+        )  # fmt: skip
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        said.seek(0)
+        text = said.read()
+    if process.returncode:
+        raise SystemExit(text[-3000:])
+    return time.perf_counter() - started, text, used.ru_maxrss / 2**20
 
 
-def seconds_a_step(script: Path, flags: list[str], steps: tuple[int, int], place: Path, environment: dict[str, str]) -> float:
-    """Between a short and a long run."""
-    took = []
+def seconds_a_step(
+    script: Path, flags: list[str], steps: tuple[int, int], place: Path, environment: dict[str, str]
+) -> tuple[float, float]:
+    """Between a short and a long run; and GiB of the long one."""
+    took, held = [], 0.0
     for count in steps:
         with tempfile.TemporaryDirectory(dir=place) as out:
-            took.append(run(script, [*flags, f"--max_train_steps={count}"], Path(out), environment)[0])
-    return (took[1] - took[0]) / (steps[1] - steps[0])
+            seconds, _, held = run(script, [*flags, f"--max_train_steps={count}"], Path(out), environment)
+            took.append(seconds)
+    return (took[1] - took[0]) / (steps[1] - steps[0]), held
 
 
 def main() -> None:
@@ -134,6 +166,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs=2, default=(10, 40), help="lengths of the two runs")
     parser.add_argument("--side", type=int, default=64)
     parser.add_argument("--model", type=Path, help="another model than the one of 12.8 M parameters")
+    parser.add_argument("--full-size", action="store_true", help="a Stable Diffusion 1.4 with random weights")
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument("--precisions", nargs="+", default=["no", "bf16"], help="of the example; the better one counts")
     parser.add_argument("--out", type=Path, help="where the figures go, as JSON")
@@ -141,7 +174,9 @@ def main() -> None:
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        if args.model is None:
+        if args.full_size:
+            write_full_size(place / "model")
+        elif args.model is None:
             write_model(place / "model")
         write_pictures(place / "pictures", args.side)
         (place / "transforms.py").write_text(TRANSFORMS)
@@ -176,19 +211,21 @@ def compare(args: argparse.Namespace, case: str, place: Path) -> dict[str, objec
             place / f"{precision} {case}",
             home,
         )
-    took = {"dovetail": []} | {precision: [] for precision in args.precisions}
+    took: dict[str, list[tuple[float, float]]] = {who: [] for who in ("dovetail", *args.precisions)}
     for _ in range(args.repeats):
         for precision in args.precisions:
             told = [*flags, f"--mixed_precision={precision}", "--report_to=tensorboard"]
             took[precision].append(seconds_a_step(place / "example.py", told, args.steps, place, home))
         took["dovetail"].append(seconds_a_step(ours, [*flags, "--mixed_precision=bf16"], args.steps, place, home))
     caching = next(float(line.split(" in ")[1].split()[0]) for line in encoded.splitlines() if "pictures to latents" in line)
-    took["dovetail"] = [seconds + caching / COUNTED_OVER for seconds in took["dovetail"]]
-    rates = {who: [round(batch * accumulation / s, 2) for s in every] for who, every in took.items()}
+    took["dovetail"] = [(seconds + caching / COUNTED_OVER, held) for seconds, held in took["dovetail"]]
+    rates = {who: [round(batch * accumulation / s, 3) for s, _ in every] for who, every in took.items()}
+    memory = {who: round(statistics.median(held for _, held in every), 2) for who, every in took.items()}
     better = max(args.precisions, key=lambda p: statistics.median(rates[p]))
     return {
         "pictures a second": rates, "example's better precision": better, "first run seconds": round(first, 1),
         "caching seconds": caching,
+        "GiB": memory, "memory ratio": round(memory["dovetail"] / memory[better], 2),
         "ratio": round(statistics.median(rates["dovetail"]) / statistics.median(rates[better]), 2),
     }  # fmt: skip
 

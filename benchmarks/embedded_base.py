@@ -18,7 +18,7 @@ from diffusers import AutoencoderKL
 from dovetail import bases
 from dovetail.edges import adapters, pixels
 from dovetail.edges import models as model_edge
-from dovetail.edges.models import Judge
+from dovetail.edges.judge import Judge
 from dovetail.engines import painter
 from recipes.embedded_base import icons, prompts, scenes, train_vae
 

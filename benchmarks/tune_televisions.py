@@ -20,7 +20,7 @@ from dovetail.edges import models as model_edge
 from dovetail.edges import pixels
 from dovetail.edges.console import Show
 from dovetail.edges.folders import Run
-from dovetail.edges.models import Judge
+from dovetail.edges.judge import Judge
 from dovetail.engines import painter
 from dovetail.pipeline import run
 from recipes.embedded_base import icons, scenes

@@ -12,7 +12,8 @@ from dovetail.errors import ModelError
 from dovetail.records import Hints, Manifest
 
 if TYPE_CHECKING:
-    from dovetail.edges.models import Judge, Models
+    from dovetail.edges.judge import Judge
+    from dovetail.edges.models import Models
 
 EMBEDDED = Path(__file__).parent / "base"
 HINTS = "hints.json"
@@ -96,12 +97,12 @@ def load_tuned(folder: Path, trained: Artifact, config: Training) -> "Models":
 
 def judge(folder: Path, config: Evaluation) -> "Judge":
     """The judge that the configuration names, else the one that came with the base, else a public CLIP."""
-    from dovetail.edges import models
+    from dovetail.edges.judge import Judge
 
     own = folder / "judge"
     chosen = config.judge or (str(own) if own.is_dir() else DEFAULT_JUDGE)
     try:
-        return models.Judge(chosen)
+        return Judge(chosen)
     except ModelError as error:
         raise ModelError(f"no judge: {error}") from error
 

@@ -44,3 +44,9 @@ class StoppedError(DovetailError):
 
 class EndpointError(DovetailError):
     """The endpoint cannot start or does not answer (port taken, say)."""
+
+
+def first_line(error: BaseException) -> str:
+    """What a library's error says first, 200 characters at most; its kind where it says nothing."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:200]

@@ -69,6 +69,9 @@ FLAGS: dict[str, tuple[Any, Any, str]] = {  # name: kind, default, meaning
     "tracker_project_name": (str, "text2image-fine-tune", "of the trackers"),
     "image_interpolation_mode": (("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"), "lanczos", "to resize by"),
 }  # fmt: skip
+OWN: dict[str, tuple[Any, Any, str]] = {  # flags that the example does not have
+    "ray_workers": (int, 0, "processes that Ray starts, on the cluster of RAY_ADDRESS or here; 0 means no Ray"),
+}
 SCHEDULES: dict[str, Schedule] = {  # names of diffusers -> ours
     "linear": "linear", "cosine": "cosine", "cosine_with_restarts": "cosine", "polynomial": "polynomial",
     "constant": "constant", "constant_with_warmup": "constant",
@@ -85,7 +88,8 @@ class _Parser(argparse.ArgumentParser):
 def parse(words: Sequence[str]) -> tuple[argparse.Namespace, set[str]]:
     """The flags, and the names of those that were given."""
     parser = _Parser(prog="train_text_to_image.py", description=ABOUT, argument_default=argparse.SUPPRESS, allow_abbrev=False)
-    for name, (kind, default, meaning) in FLAGS.items():
+    every = FLAGS | OWN
+    for name, (kind, default, meaning) in every.items():
         told = meaning + ("" if default is None or kind is bool or "default:" in meaning else f" [default: {default}]")
         told = told.replace("%", "%%")
         if kind is bool:
@@ -97,7 +101,7 @@ def parse(words: Sequence[str]) -> tuple[argparse.Namespace, set[str]]:
         else:
             parser.add_argument(f"--{name}", type=kind, help=told, metavar=kind.__name__.upper())
     given = vars(parser.parse_args(words))
-    return argparse.Namespace(**{n: d for n, (_, d, _) in FLAGS.items()} | given), set(given)
+    return argparse.Namespace(**{n: d for n, (_, d, _) in every.items()} | given), set(given)
 
 
 def faults(flags: argparse.Namespace, given: set[str], device: str) -> list[str]:
@@ -131,6 +135,7 @@ def faults(flags: argparse.Namespace, given: set[str], device: str) -> list[str]
         (flags.report_to == "wandb" and flags.hub_token, "--hub_token would be shown to wandb; log in with `hf auth login`"),
         (flags.prediction_type not in (None, "epsilon", "v_prediction", "sample"),
          f"no prediction type {flags.prediction_type}; give epsilon, v_prediction or sample"),
+        (flags.ray_workers < 0, "--ray_workers must be 0 or above; leave it out for none"),
         (flags.snr_gamma is not None and flags.snr_gamma <= 0, "--snr_gamma must be above 0; 5 is usual"),
     ]  # fmt: skip
     counts = (

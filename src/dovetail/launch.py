@@ -124,6 +124,8 @@ def run(flags: argparse.Namespace, given: set[str]) -> Path:
     wrong = asked.faults(flags, given, device.type)
     if wrong:
         raise BadConfigError(wrong[0])
+    if flags.ray_workers:
+        return _on_a_cluster(flags, given, device.type == "cuda")
     state = PartialState(cpu=device.type == "cpu")
     device = state.device
     show, out = Show(quiet=not state.is_main_process), Path(flags.output_dir)
@@ -136,6 +138,7 @@ def run(flags: argparse.Namespace, given: set[str]) -> Path:
     table = tables.chosen(table, flags.max_train_samples, flags.seed or 0)
     models = _models(flags, device)
     told = material(flags, table, models, out, show)
+    models.forget("vae", "text_encoder", "text_encoder_2")  # all that they had to say is kept
     config, rate = asked.training(flags, len(told.train), state.num_processes, _precision(flags))
     _set_device(flags, models)
     tracker = Tracker(
@@ -157,6 +160,21 @@ def run(flags: argparse.Namespace, given: set[str]) -> Path:
         if target:
             show.say(f"uploaded to {hub.upload(out, target, flags.hub_token)}")
     state.wait_for_everyone()
+    return out
+
+
+def _on_a_cluster(flags: argparse.Namespace, given: set[str], on_gpus: bool) -> Path:
+    """The same in each of Ray's processes; one that is replaced goes on from the newest checkpoint."""
+    from dovetail.edges import cluster
+
+    out, same = Path(flags.output_dir).resolve(), argparse.Namespace(**vars(flags))
+    resume(flags, out)
+    for name in ("pretrained_model_name_or_path", "train_data_dir", "output_dir", "cache_dir", "resume_from_checkpoint"):
+        said = getattr(flags, name)
+        if said and (name == "output_dir" or Path(said).exists()):
+            setattr(same, name, str(Path(said).resolve()))  # the processes work in folders of their own
+    same.ray_workers, same.resume_from_checkpoint = 0, same.resume_from_checkpoint or "latest"
+    cluster.together(run, (same, given), flags.ray_workers, on_gpus, out)
     return out
 
 

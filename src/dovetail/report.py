@@ -170,7 +170,8 @@ def _pace(training: Artifact) -> list[str]:
     split = ", ".join(f"{name} {told['shares'][name]:.0%}" for name in PARTS_OF_A_STEP if name in told["shares"])
     return [
         f"{told['pictures_a_second']:.1f} pictures a second on {told['device']}, {told['share_of_peak']:.0%} of its own bf16 "
-        f"convolution peak; of a step's time: {split}; {told['peak_bytes'] / 2**30:.1f} GiB at most."
+        f"convolution peak; of a step's time: {split}; {told['peak_bytes'] / 2**30:.1f} GiB at most; "
+        f"checkpoints {told['checkpoint_seconds']:.1f} s beside {told['seconds']:.0f} s of steps."
     ]
 
 

@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from tiny import PROMPTS, SIDE, TOKENS, WIDTH
 
 from dovetail.edges import adapters, models, tensors
-from dovetail.edges.models import Judge, Models
+from dovetail.edges.judge import Judge
+from dovetail.edges.models import Models
 from dovetail.errors import ModelError, StoreError
 
 CPU = torch.device("cpu")

@@ -21,21 +21,19 @@ from diffusers.utils import logging as diffusers_logging
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import CLIPModel, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
-from dovetail.errors import ModelError, StoreError
+from dovetail.errors import ModelError, StoreError, first_line
 
 transformers_logging.disable_progress_bar()
 diffusers_logging.disable_progress_bar()
+MANY = 1 << 25  # scores of one call, that are not all made at once
 
 
 class MatmulAttention(AttnProcessor):
-    """Two matrix products and a softmax: on a CPU faster there and back than fused attention, whose backward is slow in bf16.
-
-    diffusers' own form of it reshapes more than it computes; this one was 1.2 times faster for a whole training step of a small
-    U-Net. What is rare in a Stable Diffusion U-Net (masks, norms within, upcast) is left to diffusers.
-    """
+    """Two matrix products and a softmax, for a CPU; what is rare (masks, norms within, upcast) is left to diffusers."""
 
     def __call__(
         self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
@@ -50,9 +48,14 @@ class MatmulAttention(AttnProcessor):
             part(x).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
             for part, x in ((attn.to_q, hidden_states), (attn.to_k, context), (attn.to_v, context))
         )
-        weights = torch.softmax((query * attn.scale) @ key.transpose(-1, -2), dim=-1)
-        seen = (weights.to(value.dtype) @ value).transpose(1, 2).flatten(2)
+        seen = self.attended(query, key, value, attn.scale).transpose(1, 2).flatten(2)
         return attn.to_out[1](attn.to_out[0](seen)) / attn.rescale_output_factor
+
+    def attended(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """softmax(query key^T scale) value: (b, heads, n, d) over (b, heads, m, d) gives (b, heads, n, d)."""
+        if query.shape[:-1].numel() * key.shape[-2] > MANY:
+            return scaled_dot_product_attention(query, key, value, scale=scale)
+        return torch.softmax((query * scale) @ key.transpose(-1, -2), dim=-1).to(value.dtype) @ value
 
 
 @dataclass
@@ -85,6 +88,11 @@ class Models:
         text_encoder = _load(CLIPTextModel, self.folder / "text_encoder", self.variant)
         return text_encoder.to(self.device).eval().requires_grad_(False)
 
+    def forget(self, *parts: str) -> None:
+        """Give back the memory of loaded parts; one that is needed again is read again, as the folder has it."""
+        for part in parts:
+            self.__dict__.pop(part, None)
+
     @cached_property
     def tokenizer(self) -> CLIPTokenizer:
         """Text to token numbers."""
@@ -111,7 +119,7 @@ class Models:
             return getattr(diffusers, config["_class_name"]).from_config(config | own)
         except (OSError, ValueError, KeyError, AttributeError) as error:
             raise ModelError(
-                f"cannot load scheduler of the model in {self.folder}: {_first_line(error)}", do="give a whole diffusers folder"
+                f"cannot load scheduler of the model in {self.folder}: {first_line(error)}", do="give a whole diffusers folder"
             ) from error
 
     @property
@@ -236,7 +244,7 @@ def _load(kind: Any, folder: Path, variant: str | None = None) -> Any:
         return kind.from_pretrained(folder, local_files_only=True, **extra)
     except Exception as error:  # each library raises its own kinds; the user needs one line
         raise ModelError(
-            f"cannot load {folder.name} of the model in {folder.parent}: {_first_line(error)}",
+            f"cannot load {folder.name} of the model in {folder.parent}: {first_line(error)}",
             do="give a diffusers folder with safetensors weights",
         ) from error
 
@@ -276,7 +284,7 @@ def _from_single_file(path: Path, cache: Path) -> Path:
             pipeline = kind.from_single_file(str(path), torch_dtype=torch.float32)
         except Exception as error:
             raise ModelError(
-                f"cannot read {path} as a Stable Diffusion checkpoint: {_first_line(error)}",
+                f"cannot read {path} as a Stable Diffusion checkpoint: {first_line(error)}",
                 do="give a diffusers folder",
             ) from error
         pipeline.save_pretrained(target.with_suffix(".tmp"))
@@ -297,14 +305,9 @@ def _from_hub(name: str, revision: str | None, downloads: str | None) -> Path:
         return Path(snapshot_download(name, revision=revision, cache_dir=downloads, allow_patterns=wanted))
     except Exception as error:
         raise ModelError(
-            f"cannot fetch {name} from the hub: {_first_line(error)}",
+            f"cannot fetch {name} from the hub: {first_line(error)}",
             do="check the name and the network, or give a local folder",
         ) from error
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:200]
 
 
 def save_unet(unet: UNet2DConditionModel, folder: Path, dtype: str) -> None:
@@ -343,53 +346,3 @@ def save_single_file(models: Models, file: Path, dtype: str, names: Mapping[str,
     written = load_file(file)
     if any(not torch.equal(written[name], tensor) for name, tensor in whole.items()):
         raise StoreError(f"{file.name} differs from the trained model", do="check the disk and run the same command again")
-
-
-class Judge:
-    """A CLIP model that says how well a picture and a text go together."""
-
-    def __init__(self, folder: str) -> None:
-        try:
-            self.model = (
-                CLIPModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True).eval().requires_grad_(False)
-            )
-            self.tokenizer = CLIPTokenizer.from_pretrained(folder)
-        except Exception as error:
-            raise ModelError(
-                f"cannot load the judge {folder}: {_first_line(error)}",
-                do="name a CLIP folder or hub id as [evaluation] judge",
-            ) from error
-        self.side = int(self.model.config.vision_config.image_size)
-        own = Path(folder) / "preprocessor_config.json"
-        told = json.loads(own.read_text()) if own.exists() else {}
-        self.mean = np.array(told.get("image_mean", (0.48145466, 0.4578275, 0.40821073)), np.float32)
-        self.std = np.array(told.get("image_std", (0.26862954, 0.26130258, 0.27577711)), np.float32)
-
-    @torch.no_grad()
-    def pictures(self, pictures: list[np.ndarray]) -> Tensor:
-        """Unit vectors (pictures, width) of uint8 (H, W, 3), resized to the judge's side by bicubic interpolation."""
-        from PIL import Image
-
-        if not pictures:
-            return torch.zeros(0, self.model.config.projection_dim)
-        ready = [np.asarray(Image.fromarray(p).resize((self.side, self.side), Image.Resampling.BICUBIC)) for p in pictures]
-        batch = (np.stack(ready).astype(np.float32) / 255 - self.mean) / self.std
-        vectors = []
-        for part in torch.from_numpy(batch).permute(0, 3, 1, 2).split(64):
-            vectors.append(_tensor(self.model.get_image_features(pixel_values=part)))
-        return torch.nn.functional.normalize(torch.cat(vectors), dim=-1)
-
-    @torch.no_grad()
-    def texts(self, texts: list[str]) -> Tensor:
-        """Unit vectors (texts, width)."""
-        if not texts:
-            return torch.zeros(0, self.model.config.projection_dim)
-        length = min(self.tokenizer.model_max_length, self.model.config.text_config.max_position_embeddings)
-        tokens = self.tokenizer(texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
-        vectors = _tensor(self.model.get_text_features(input_ids=tokens.input_ids, attention_mask=None))
-        return torch.nn.functional.normalize(vectors, dim=-1)
-
-
-def _tensor(features: Any) -> Tensor:
-    """Older transformers return the projected features, newer ones an output that holds them."""
-    return features if isinstance(features, Tensor) else features.pooler_output

@@ -30,16 +30,17 @@ def activation_bytes(unet: UNet2DConditionModel, latents: Sequence[int], states:
 
     `latents` is (b, c, h, w), `states` (b, tokens, width). Weights are not counted.
     """
-    return _kept(_twin(unet, dtype), latents, states, dtype)
+    own = next(iter(unet.attn_processors.values()), AttnProcessor2_0())
+    return _kept(_twin(unet, dtype, own), latents, states, dtype)
 
 
 def arithmetic(unet: UNet2DConditionModel, latents: Sequence[int], states: Sequence[int]) -> Arithmetic:
-    """Of a bf16 pass over (b, c, h, w) latents and (b, tokens, width) states."""
+    """Of a bf16 pass over (b, c, h, w) latents and (b, tokens, width) states, attention fused as on a GPU."""
     from diffusers.models.resnet import ResnetBlock2D
     from diffusers.models.transformers.transformer_2d import Transformer2DModel
     from torch.utils.flop_counter import FlopCounterMode
 
-    twin, entered = _twin(unet, torch.bfloat16), [0]
+    twin, entered = _twin(unet, torch.bfloat16, AttnProcessor2_0()), [0]
     with FlopCounterMode(display=False) as counter:
         _shown(twin, latents, states, torch.bfloat16).sum().backward()
     for module in twin.modules():  # what recomputation keeps is what enters each block
@@ -49,9 +50,9 @@ def arithmetic(unet: UNet2DConditionModel, latents: Sequence[int], states: Seque
     return Arithmetic(counter.get_total_flops() / 1e12, kept, sum(entered) + kept // max(1, len(entered) - 1))
 
 
-def _twin(unet: UNet2DConditionModel, dtype: torch.dtype) -> UNet2DConditionModel:
+def _twin(unet: UNet2DConditionModel, dtype: torch.dtype, attention: Any) -> UNet2DConditionModel:
     twin = on_meta(unet.config).to(dtype).train()
-    twin.set_attn_processor(next(iter(unet.attn_processors.values()), AttnProcessor2_0()))
+    twin.set_attn_processor(attention)
     return twin
 
 

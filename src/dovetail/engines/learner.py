@@ -20,7 +20,7 @@ from dovetail.config import Training
 from dovetail.core import schedules, trends
 from dovetail.edges import adapters, folders, machine, shapes, words
 from dovetail.edges.models import Models
-from dovetail.engines import checkpoints, material
+from dovetail.engines import attention, checkpoints, material
 from dovetail.engines.lessons import Lessons, averaged, best, put, resume, save, save_best
 from dovetail.engines.material import Material, Row
 from dovetail.engines.objective import Objective, held_out_losses, training_losses
@@ -43,6 +43,7 @@ class Pace:
     pictures: int  # learnt from in them
     shares: dict[str, float]  # of the seconds, by what was done
     peak_bytes: int
+    checkpoint_seconds: float  # not among `seconds`: the training stood still
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +112,7 @@ def _pace(lessons: Lessons) -> Pace:
     pictures = watch.steps * config.batch_size * config.gradient_accumulation_steps
     shares = watch.shares()  # first, as it reads what a GPU has not told yet
     peak = machine.peak_bytes(lessons.models.device)
-    return Pace(watch.steps, sum(watch.seconds.values()), pictures, shares, peak)
+    return Pace(watch.steps, sum(watch.seconds.values()), pictures, shares, peak, watch.saving)
 
 
 def _ended(lessons: Lessons, step: int) -> bool:
@@ -140,6 +141,7 @@ def _speed(config: Training, times: Sequence[float]) -> str:
 def _prepare(models: Models, material: Material, config: Training, learning_rate: float, show: folders.Showing) -> Lessons:
     if models.device.type == "cpu":
         machine.hold_memory()
+        models.unet.set_attn_processor(attention.CacheAttention())
     models.prediction = config.prediction_type
     unet = models.unet
     unet.requires_grad_(config.method == "full")

@@ -68,20 +68,22 @@ def averaged(lessons: Lessons) -> Iterator[None]:
 
 def save(lessons: Lessons, step: int, folder: Path) -> None:
     """Write `folder/checkpoint-N`; then delete older ones, and the best weights of before."""
-    lessons.accelerator.wait_for_everyone()
-    if lessons.accelerator.is_main_process:
-        checkpoints.save(folder, _whole(lessons, step), lessons.config.checkpoints_kept)
-        checkpoints.prune(folder, "best", trends.best_step(lessons.curve))
-    lessons.accelerator.wait_for_everyone()
+    with lessons.watch.pause():
+        lessons.accelerator.wait_for_everyone()
+        if lessons.accelerator.is_main_process:
+            checkpoints.save(folder, _whole(lessons, step), lessons.config.checkpoints_kept)
+            checkpoints.prune(folder, "best", trends.best_step(lessons.curve))
+        lessons.accelerator.wait_for_everyone()
 
 
 def save_best(lessons: Lessons, step: int, folder: Path) -> None:
     """Write `folder/best-N`, the averaged weights alone; older ones stay until a checkpoint knows of this one."""
-    if lessons.accelerator.is_main_process:
-        _, averages = _files(lessons.config)
-        files = {averages: dict(zip(lessons.names, lessons.average, strict=True))}
-        checkpoints.write(folder / f"best-{step}", Checkpoint(step, files, {}, _texts(lessons, files)))
-    lessons.accelerator.wait_for_everyone()
+    with lessons.watch.pause():
+        if lessons.accelerator.is_main_process:
+            _, averages = _files(lessons.config)
+            files = {averages: dict(zip(lessons.names, lessons.average, strict=True))}
+            checkpoints.write(folder / f"best-{step}", Checkpoint(step, files, {}, _texts(lessons, files)))
+        lessons.accelerator.wait_for_everyone()
 
 
 def best(lessons: Lessons, folder: Path) -> tuple[int, dict[str, Tensor]] | None:

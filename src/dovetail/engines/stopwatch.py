@@ -1,6 +1,8 @@
 """Where the seconds of a step go: data, forward, backward, optimizer, sync. On a GPU by events, so that nothing waits."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -12,6 +14,7 @@ class Stopwatch:
         self.on_gpu = device.type == "cuda"
         self.seconds: dict[str, float] = {}
         self.steps = 0
+        self.saving = 0.0  # seconds in which the training stood still for a checkpoint
         self._events: list[tuple[str, torch.cuda.Event]] = []
         self._last = time.perf_counter()
 
@@ -31,6 +34,13 @@ class Stopwatch:
         now = time.perf_counter()
         self._add(name, now - self._last)
         self._last = now
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """What is done within is the writing of a checkpoint."""
+        began = time.perf_counter()
+        yield
+        self.saving += time.perf_counter() - began
 
     def shares(self) -> dict[str, float]:
         """Each name's part of all laps, summing to 1."""

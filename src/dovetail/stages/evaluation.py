@@ -11,7 +11,8 @@ from dovetail.config import Evaluation
 from dovetail.core import statistics, verdicts
 from dovetail.edges import pixels, plots
 from dovetail.edges.folders import Artifact, Desk, write_bytes, write_json, write_records
-from dovetail.edges.models import Judge, Models
+from dovetail.edges.judge import Judge
+from dovetail.edges.models import Models
 from dovetail.engines import encoder, material, objective, painter
 from dovetail.records import Example, Hints, Interval, ScoredSample
 

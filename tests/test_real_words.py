@@ -1,0 +1,99 @@
+"""CLIP's own vocabulary of 49,408 words, from the file in PyPI's `open_clip_torch`: what real checkpoints read with."""
+
+import gzip
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from test_launch import go
+from tokenizers import pre_tokenizers
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from dovetail.edges import words
+from dovetail.edges.models import Models
+from dovetail.engines import painter
+
+LONG = ", ".join(f"a television number {n} with a wooden case and two antennas" for n in range(12))
+
+
+@pytest.fixture(scope="session")
+def vocabulary() -> CLIPTokenizer:
+    """As OpenAI published it: bytes, bytes at the end of a word, 48,894 merges, two specials."""
+    found = importlib.util.find_spec("open_clip")
+    if found is None or not found.submodule_search_locations:
+        pytest.skip("pip install --no-deps open_clip_torch")
+    file = Path(found.submodule_search_locations[0]) / "bpe_simple_vocab_16e6.txt.gz"
+    lines = gzip.decompress(file.read_bytes()).decode("utf-8").split("\n")[1 : 49152 - 256 - 2 + 1]
+    merges = [tuple(line.split()) for line in lines]
+    letters = pre_tokenizers.ByteLevel.alphabet()
+    printed = [chr(c) for c in (*range(33, 127), *range(161, 173), *range(174, 256))]  # in the order of GPT-2's table
+    ordered = printed + sorted(set(letters) - set(printed))
+    tokens = [*ordered, *(x + "</w>" for x in ordered), *("".join(m) for m in merges), "<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(vocab={t: i for i, t in enumerate(tokens)}, merges=merges, model_max_length=77)
+
+
+@pytest.fixture(scope="module")
+def base(vocabulary: CLIPTokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny Stable Diffusion with the real tokenizer, 77 tokens at a time."""
+    folder = tiny.write_base(tmp_path_factory.mktemp("real words") / "base")
+    vocabulary.save_pretrained(folder / "tokenizer")
+    torch.manual_seed(3)
+    CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=49408, hidden_size=tiny.WIDTH, intermediate_size=32, num_attention_heads=2, num_hidden_layers=2,
+            max_position_embeddings=77, bos_token_id=49406, eos_token_id=49407, pad_token_id=49407, initializer_factor=20.0,
+        )
+    ).save_pretrained(folder / "text_encoder")  # fmt: skip
+    return folder
+
+
+@pytest.fixture
+def models(base: Path) -> Models:
+    return Models(base, torch.device("cpu"))
+
+
+def test_the_numbers_are_those_that_clip_gives(models: Models) -> None:
+    assert len(models.tokenizer) == 49408 and models.tokenizer.model_max_length == 77
+    assert models.tokenizer("a photo of a cat").input_ids == [49406, 320, 1125, 539, 320, 2368, 49407]
+    assert models.tokenizer("A  Photo of\na CAT").input_ids == models.tokenizer("a photo of a cat").input_ids
+
+
+@pytest.mark.parametrize(
+    "text", ["", "   ", "Fernseher, 電視, télévision", "📺🐈", "<|endoftext|>", "a" * 600, "(((", "\u200b\ufeff"]
+)
+def test_any_text_has_states(models: Models, text: str) -> None:
+    pieces = models.pieces(text)
+    states = models.embed([text], pieces)
+    assert states.shape == (1, 77 * pieces, tiny.WIDTH) and bool(states.isfinite().all())
+
+
+def test_a_long_prompt_is_read_to_its_end(models: Models) -> None:
+    assert models.pieces(LONG) == 3
+    ends = [LONG + " at night", LONG + " at noon"]
+    one, other = models.embed(ends, 3)
+    assert torch.equal(one[:154], other[:154]) and not torch.equal(one[154:], other[154:])
+    painted = painter.paint(models, [painter.Order(prompt=p, seed=1) for p in ends], steps=2, guidance_scale=4.0)
+    assert (painted[0] != painted[1]).any()
+
+
+def test_the_launch_command_learns_from_captions_of_any_length(base: Path, pictures: Path, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in (pictures / "metadata.jsonl").read_text().splitlines()]
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number, row in enumerate(rows):
+        (folder / row["file_name"]).parent.mkdir(exist_ok=True)
+        (folder / row["file_name"]).write_bytes((pictures / row["file_name"]).read_bytes())
+        row["text"] = row["text"] + (", " + LONG) * (number % 2)
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = go(base, folder, tmp_path / "out")
+    assert (out / "unet" / "diffusion_pytorch_model.safetensors").exists()
+
+
+def test_a_new_word_joins_the_49408(models: Models) -> None:
+    words.add(models.tokenizer, models.text_encoder, "<screen>", 2, "television")
+    ids = models.tokenizer("a photo of <screen> at night").input_ids
+    assert len(models.tokenizer) >= 49409 and max(ids) >= 49408
+    assert bool(models.embed(["a photo of <screen>"]).isfinite().all())
