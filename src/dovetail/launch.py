@@ -166,6 +166,7 @@ def run(flags: argparse.Namespace, given: set[str]) -> Path:
 def _on_a_cluster(flags: argparse.Namespace, given: set[str], on_gpus: bool) -> Path:
     """The same in each of Ray's processes; one that is replaced goes on from the newest checkpoint."""
     from dovetail.edges import cluster
+    from dovetail.edges.console import Show
 
     out, same = Path(flags.output_dir).resolve(), argparse.Namespace(**vars(flags))
     resume(flags, out)
@@ -174,7 +175,7 @@ def _on_a_cluster(flags: argparse.Namespace, given: set[str], on_gpus: bool) -> 
         if said and (name == "output_dir" or Path(said).exists()):
             setattr(same, name, str(Path(said).resolve()))  # the processes work in folders of their own
     same.ray_workers, same.resume_from_checkpoint = 0, same.resume_from_checkpoint or "latest"
-    cluster.together(run, (same, given), flags.ray_workers, on_gpus, out)
+    cluster.together(run, (same, given), flags.ray_workers, on_gpus, out, Show().say)
     return out
 
 

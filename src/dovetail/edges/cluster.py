@@ -1,26 +1,30 @@
 """Ray: the same training on the machines of a cluster (`pip install 'dovetail[cluster]'`)."""
 
+import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from dovetail.errors import BadConfigError, DovetailError, TrainingError, first_line
 
-TRIES = 3  # times that lost workers are replaced
+TRIES = 4  # of a training whose workers are lost
 
 
-def together(work: Callable[..., object], told: tuple[Any, ...], workers: int, on_gpus: bool, folder: Path) -> None:
+def together(
+    work: Callable[..., object], told: tuple[Any, ...], workers: int, on_gpus: bool, folder: Path, say: Callable[[str], None]
+) -> None:
     """Call `work(*told)` in `workers` processes that know of each other as torchrun's do, one GPU each where asked.
 
-    Joins the cluster of `RAY_ADDRESS`, else starts one on this machine. Processes that are lost (a machine that goes away) are
-    replaced, all begin again, and `work` goes on from what it left. `folder`, on a disk that all machines share, takes Ray's
-    own notes. Raises what `work` raised, where that is a DovetailError; TrainingError for what else went wrong.
+    Joins the cluster of `RAY_ADDRESS`, else starts one on this machine. Where a process is lost (its machine went away, say)
+    all begin again, on the machines that are left or came, and `work` goes on from what it left. `folder`, on a disk that all
+    machines share, takes Ray's own notes. Raises what `work` raised, where that is a DovetailError; TrainingError for what
+    else went wrong.
     """
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     try:
         import ray
-        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train import RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
     except ImportError as error:
         raise BadConfigError(
@@ -28,20 +32,27 @@ def together(work: Callable[..., object], told: tuple[Any, ...], workers: int, o
         ) from error
     started = not ray.is_initialized()
     if started:
-        ray.init(address=os.environ.get("RAY_ADDRESS"), logging_level="error", log_to_driver=True)
+        ray.init(address=os.environ.get("RAY_ADDRESS"), logging_level=logging.ERROR)
     try:
         _enough(ray.cluster_resources(), workers, on_gpus)
-        TorchTrainer(
-            _one,
-            train_loop_config={"work": work, "told": told},
-            scaling_config=ScalingConfig(num_workers=workers, use_gpu=on_gpus),
-            torch_config=TorchConfig(backend="nccl" if on_gpus else "gloo"),
-            run_config=RunConfig(storage_path=str(folder), name="ray", failure_config=FailureConfig(max_failures=TRIES)),
-        ).fit()
-    except DovetailError:
-        raise
-    except Exception as error:
-        raise _cause(error) from error
+        for left in reversed(range(TRIES)):
+            try:
+                TorchTrainer(
+                    _one,
+                    train_loop_config={"work": work, "told": told},
+                    scaling_config=ScalingConfig(num_workers=workers, use_gpu=on_gpus),
+                    torch_config=TorchConfig(backend="nccl" if on_gpus else "gloo"),
+                    run_config=RunConfig(storage_path=str(folder / "ray")),
+                ).fit()
+                return
+            except Exception as error:
+                within = list(_within(error))
+                ours = next((e for e in within if isinstance(e, DovetailError)), None)
+                if ours is not None:
+                    raise ours from error
+                if left == 0 or any(type(e).__module__.partition(".")[0] != "ray" for e in within):
+                    raise TrainingError(f"the workers failed: {first_line(within[-1])}", do="see the lines above") from error
+                say(f"a worker is lost ({first_line(within[-1])}): all begin again from the newest checkpoint")
     finally:
         if started:
             ray.shutdown()
@@ -49,6 +60,7 @@ def together(work: Callable[..., object], told: tuple[Any, ...], workers: int, o
 
 def _one(told: dict[str, Any]) -> None:
     """What each process does."""
+    logging.getLogger().setLevel(logging.WARNING)  # Ray's workers hear everything, libvips' chatter too
     told["work"](*told["told"])
 
 
@@ -61,14 +73,10 @@ def _enough(there: dict[str, float], workers: int, on_gpus: bool) -> None:
         )
 
 
-def _cause(error: BaseException) -> DovetailError:
-    """The worker's own error, where it is one of ours, out of what Ray wrapped around it."""
-    seen, found = [error], 0
-    while found < len(seen):
-        one = seen[found]
-        if isinstance(one, DovetailError):
-            return one
-        inner = [one.__cause__, one.__context__, getattr(one, "cause", None), *getattr(one, "worker_failures", {}).values()]
-        seen += [e for e in inner if isinstance(e, BaseException) and all(e is not s for s in seen)]
-        found += 1
-    return TrainingError(f"the workers failed: {first_line(error)}", do="see the lines above; the same command goes on")
+def _within(error: BaseException) -> Iterator[BaseException]:
+    """What Ray says went wrong, and the errors that it wraps: of its controller, or of its workers."""
+    yield error
+    inner = [getattr(error, "controller_failure", None), *getattr(error, "worker_failures", {}).values()]
+    for one in inner:
+        if isinstance(one, BaseException):
+            yield from _within(one)
