@@ -81,7 +81,7 @@ class Training(Table):
     )
     lr_scheduler: Schedule = "cosine"
     warmup_steps: int = Field(20, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
+    max_grad_norm: float | None = Field(1.0, gt=0, description="gradients are clipped to it; empty means they are not")
     weight_decay: float = Field(0.01, ge=0)
     adam_beta1: float = Field(0.9, ge=0, lt=1)
     adam_beta2: float = Field(0.999, ge=0, lt=1)
@@ -111,6 +111,9 @@ class Training(Table):
     gradient_checkpointing: bool = Field(
         False, description="recompute activations, where they would take more than a sixteenth of the device's memory"
     )
+    fused_backward: bool = Field(
+        False, description="update each weight within the backward pass and drop its gradient: less memory, no clipping"
+    )
     use_8bit_adam: bool = Field(False, description="bitsandbytes' AdamW with 8-bit state, on a GPU")
     checkpoint_every: int = Field(150, gt=0, description="optimizer steps")
     checkpoints_kept: int | None = Field(2, gt=0, description="older ones are deleted; empty means none is")
@@ -135,6 +138,12 @@ class Training(Table):
     def _text_encoder_by_adapters(self) -> Self:
         if self.text_encoder and self.method in ("full", "textual_inversion"):
             raise ValueError("the text encoder is taught by adapters only: take method lora, dora or lokr")
+        return self
+
+    @model_validator(mode="after")
+    def _no_norm_before_the_step(self) -> Self:
+        if self.fused_backward and self.max_grad_norm is not None:
+            raise ValueError("fused_backward cannot clip to a norm of all gradients: set max_grad_norm to nothing, or leave it")
         return self
 
 

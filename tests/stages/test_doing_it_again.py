@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from tiny import SHORT, short
 
 from dovetail import library
-from dovetail.edges import pixels
+from dovetail.edges import models, pixels
 from dovetail.edges.folders import Artifact
 from dovetail.edges.models import Models
 from dovetail.engines import painter
@@ -281,3 +281,14 @@ def test_the_published_single_file_paints_what_the_published_folder_paints(adapt
     model = adapted["repo"].folder / "model"
     pipe = StableDiffusionPipeline.from_single_file(str(model / "round.safetensors"), config=str(model), local_files_only=True)
     assert abs(_paint(model, pipe=pipe) - _paint(model)).max() <= 1
+
+
+def test_a_single_file_is_a_base_without_a_network_where_its_configurations_lie_beside_it(
+    adapted: dict[str, Artifact], tmp_path: Path
+) -> None:
+    model = adapted["repo"].folder / "model"
+    shutil.copy(model / "round.safetensors", tmp_path / "mine.safetensors")
+    shutil.copytree(model, tmp_path / "mine", ignore=shutil.ignore_patterns("*.safetensors", "*.png", "*.md"))
+    found = models.resolve(str(tmp_path / "mine.safetensors"), tmp_path / "embedded", tmp_path / "cache")
+    assert abs(_paint(found) - _paint(model)).max() <= 1
+    assert models.resolve(str(tmp_path / "mine.safetensors"), tmp_path / "embedded", tmp_path / "cache") == found

@@ -275,17 +275,19 @@ def _from_single_file(path: Path, cache: Path) -> Path:
 
     if not path.is_file():
         raise ModelError(f"there is no file {path}", do="check the path")
+    beside = path.with_suffix("")  # a folder of the same name may hold what the file has not: configurations and tokenizer
+    own = {"config": str(beside), "local_files_only": True} if (beside / "model_index.json").is_file() else {}
     status = path.stat()
     target = cache / f"{path.stem}-{status.st_size:x}-{status.st_mtime_ns:x}"
     if not (target / "model_index.json").exists():
         try:
             with safe_open(path, "pt") as file:
                 kind = StableDiffusionXLPipeline if any("embedders.1." in k for k in file.keys()) else StableDiffusionPipeline  # noqa: SIM118
-            pipeline = kind.from_single_file(str(path), torch_dtype=torch.float32)
+            pipeline = kind.from_single_file(str(path), torch_dtype=torch.float32, **own)
         except Exception as error:
             raise ModelError(
                 f"cannot read {path} as a Stable Diffusion checkpoint: {first_line(error)}",
-                do="give a diffusers folder",
+                do=f"give a diffusers folder, or put the model's configurations and tokenizer into {beside}",
             ) from error
         pipeline.save_pretrained(target.with_suffix(".tmp"))
         target.with_suffix(".tmp").rename(target)

@@ -20,7 +20,7 @@ from dovetail.config import Training
 from dovetail.core import schedules, trends
 from dovetail.edges import adapters, folders, machine, shapes, words
 from dovetail.edges.models import Models
-from dovetail.engines import attention, checkpoints, material
+from dovetail.engines import attention, checkpoints, material, optimizers
 from dovetail.engines.lessons import Lessons, averaged, best, put, resume, save, save_best
 from dovetail.engines.material import Material, Row
 from dovetail.engines.objective import Objective, held_out_losses, training_losses
@@ -86,13 +86,15 @@ def teach(
         while not _ended(lessons, step):
             rate = schedules.learning_rate(step, config.steps, learning_rate, config.warmup_steps, config.lr_scheduler)
             rate *= lessons.factor
+            for group in lessons.optimizer.param_groups:
+                group["lr"] = rate
             loss, norm, last = _gradients(lessons, step, stop())
             if not _sound(lessons, loss, norm):
                 back = _roll_back(lessons, step, folder, show)
                 advance(back - step, "")
                 step = back
                 continue
-            _update(lessons, step, rate)
+            _update(lessons, step)
             step += 1
             told = {"loss": loss, "gradient_norm": norm, "learning_rate": rate}
             on_step(step, told)
@@ -165,13 +167,16 @@ def _prepare(models: Models, material: Material, config: Training, learning_rate
     accelerator.gradient_accumulation_steps = 1  # whatever the launcher says: the loss is weighed here
     if objective.read and accelerator.num_processes > 1:
         raise BadConfigError("several processes cannot teach a text encoder yet", do="start one, or leave text_encoder")
-    prepared, optimizer = accelerator.prepare(unet, _optimizer(parameters, config))
+    if config.fused_backward and (accelerator.num_processes > 1 or accelerator.scaler is not None):
+        raise BadConfigError("fused_backward wants one process and no fp16", do="leave it, or take mixed_precision bf16")
+    prepared, optimizer = accelerator.prepare(unet, optimizers.adamw(parameters, config))
     place = "cpu" if config.ema_on_cpu else models.device
     average = [p.detach().to(place, copy=True) if config.ema_decay else p.detach() for p in parameters]
     return Lessons(
         models=models, material=material, config=config, learning_rate=learning_rate, accelerator=accelerator,
         unet=prepared, optimizer=optimizer, parameters=parameters, names=[n for n, _ in named], average=average,
         objective=objective, watch=Stopwatch(models.device), micro=None,
+        within=optimizers.Within(parameters, optimizer) if config.fused_backward else None,
     )  # fmt: skip
 
 
@@ -190,21 +195,6 @@ def _with_text(models: Models, objective: Objective, material: Material, config:
     return replace(objective, read=models.read, tokens=int(models.tokenizer.model_max_length))
 
 
-def _optimizer(parameters: list[torch.nn.Parameter], config: Training) -> torch.optim.Optimizer:
-    """AdamW; the learning rate is set anew at each step."""
-    told: dict[str, Any] = {
-        "lr": 1.0, "betas": (config.adam_beta1, config.adam_beta2), "eps": config.adam_epsilon,
-        "weight_decay": config.weight_decay,
-    }  # fmt: skip
-    if not config.use_8bit_adam:
-        return torch.optim.AdamW(parameters, fused=True, **told)
-    try:
-        from bitsandbytes.optim import AdamW8bit
-    except ImportError as error:
-        raise BadConfigError("8-bit Adam needs bitsandbytes", do="pip install bitsandbytes, or leave use_8bit_adam") from error
-    return AdamW8bit(parameters, **told)
-
-
 def _gradients(lessons: Lessons, step: int, stop: int) -> tuple[float, float, int]:
     """Mean loss of the step's pictures, gradient norm before clipping, and why any of the processes wants to stop."""
     lessons.watch.start()
@@ -218,15 +208,17 @@ def _gradients(lessons: Lessons, step: int, stop: int) -> tuple[float, float, in
             break
         except RuntimeError as error:  # torch.OutOfMemoryError is one
             _smaller(lessons, mine, step, error)
-    norm = float(lessons.accelerator.clip_grad_norm_(lessons.parameters, lessons.config.max_grad_norm))
+    if lessons.within:
+        norm = lessons.within.norm()
+    else:
+        most = lessons.config.max_grad_norm or math.inf
+        norm = float(lessons.accelerator.clip_grad_norm_(lessons.parameters, most))
     lessons.watch.lap("sync")
     return value, norm, last
 
 
-def _update(lessons: Lessons, step: int, rate: float) -> None:
-    """Weights and averaged weights after the gradients of `step`."""
-    for group in lessons.optimizer.param_groups:
-        group["lr"] = rate
+def _update(lessons: Lessons, step: int) -> None:
+    """Weights, where they are not updated yet, and averaged weights after the gradients of `step`."""
     lessons.optimizer.step()
     lessons.optimizer.zero_grad(set_to_none=True)
     if lessons.config.ema_decay:
@@ -282,6 +274,10 @@ def _backward(lessons: Lessons, mine: list[Row], size: int, stop: int) -> tuple[
         with nullcontext() if number == len(parts) else accelerator.no_sync(unet):
             losses = training_losses(lessons.objective, unet, rows, lessons.config)
             lessons.watch.lap("forward")
+            if lessons.within:
+                lessons.within.on = number == len(parts)
+                if not bool(losses.isfinite().all()):
+                    return math.nan, stop  # before a weight is spoilt by it
             accelerator.backward(losses.sum() * accelerator.num_processes / size)
             lessons.watch.lap("backward")
         total += losses.detach().sum()
@@ -307,7 +303,8 @@ def _smaller(lessons: Lessons, mine: list[Row], step: int, error: BaseException)
         raise error
     now = min(lessons.micro or 1, max(len(part) for part in micro_batches(mine, len(mine))))
     lessons.optimizer.zero_grad(set_to_none=True)
-    if now == 1 or lessons.accelerator.num_processes > 1:
+    begun = lessons.within is not None and lessons.within.begun
+    if now == 1 or lessons.accelerator.num_processes > 1 or begun:
         raise TrainingError(
             f"out of memory at step {step + 1} with {now} pictures a forward pass",
             do="turn on gradient_checkpointing or use_8bit_adam, take method lora, or lower batch_size or the resolution",

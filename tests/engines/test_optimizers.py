@@ -1,0 +1,76 @@
+"""A step within the backward pass: the same weights, never two gradients at once, and nothing spoilt by a bad loss."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from schooling import CPU, config, material, teach
+from torch import Tensor
+
+from dovetail.config import Training
+from dovetail.edges import tensors
+from dovetail.edges.models import Models
+from dovetail.engines import learner, optimizers
+from dovetail.errors import TrainingError
+
+FUSED: dict[str, Any] = {"fused_backward": True, "max_grad_norm": None}
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("more", [{}, {"batch_size": 2, "gradient_accumulation_steps": 2, "merge_micro_batches": False}])
+def test_the_weights_are_those_of_a_step_after_the_backward_pass(tiny_base: Path, tmp_path: Path, method, more) -> None:
+    plain, curve = teach(tiny_base, tmp_path / "plain", material(), config(method=method, max_grad_norm=None, **more))
+    fused, same = teach(tiny_base, tmp_path / "fused", material(), config(method=method, **FUSED, **more))
+    assert tensors.digest(fused) == tensors.digest(plain)
+    norms, others = ([row["gradient_norm"] for row in rows if "gradient_norm" in row] for rows in (curve, same))
+    assert norms == pytest.approx(others, rel=1e-4) and all(n > 0 for n in norms)
+
+
+def test_no_two_gradients_are_there_at_once(tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there: list[int] = []
+    update = optimizers.Within._update
+    every: list[torch.nn.Parameter] = []
+    begin = optimizers.Within.__init__
+
+    def watched(self: Any, parameters: list[torch.nn.Parameter], optimizer: Any) -> None:
+        every.extend(parameters)
+        begin(self, parameters, optimizer)
+
+    def counted(self: Any, parameter: Tensor) -> None:
+        there.append(sum(p.grad is not None for p in every))
+        update(self, parameter)
+
+    monkeypatch.setattr(optimizers.Within, "__init__", watched)
+    monkeypatch.setattr(optimizers.Within, "_update", counted)
+    teach(tiny_base, tmp_path, material(), config(steps=2, **FUSED))
+    assert len(there) == 2 * len(every) > 100 and set(there) == {1}
+
+
+def test_a_loss_that_is_no_number_spoils_no_weight(tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    losses, models = learner.training_losses, Models(tiny_base, CPU)
+    seen: list[dict[str, Tensor]] = []
+
+    def poisoned(goal: Any, unet: Any, rows: Any, settings: Training) -> Tensor:
+        seen.append({n: p.detach().clone() for n, p in models.unet.named_parameters()})
+        return losses(goal, unet, rows, settings) * (math.nan if len(seen) == 3 else 1.0)
+
+    monkeypatch.setattr(learner, "training_losses", poisoned)
+    with pytest.raises(TrainingError, match="the loss is not a number at step 3"):
+        learner.teach(models, material(), config(**FUSED), 2e-3, tmp_path, _quiet(), lambda step: None)
+    now = dict(models.unet.named_parameters())
+    assert all(torch.equal(now[n], before) for n, before in seen[2].items())
+    assert any(not torch.equal(seen[2][n], before) for n, before in seen[0].items())
+
+
+def _quiet() -> Any:
+    from dovetail.edges.console import Show
+
+    return Show(quiet=True)
+
+
+def test_it_goes_without_clipping_only() -> None:
+    with pytest.raises(ValueError, match="fused_backward cannot clip"):
+        Training(fused_backward=True)
+    assert Training(max_grad_norm=None).max_grad_norm is None
