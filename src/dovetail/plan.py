@@ -170,7 +170,8 @@ def _thrift(config: Config) -> Thrift:
     training = config.training
     return Thrift(
         gradient_checkpointing=training.gradient_checkpointing, use_8bit_adam=training.use_8bit_adam,
-        ema_on_cpu=training.ema_on_cpu, ema=training.ema_decay > 0, one_at_a_time=training.batch_size == 1,
+        ema_on_cpu=training.ema_on_cpu, ema=training.ema_decay > 0, fused_backward=training.fused_backward,
+        one_at_a_time=training.batch_size == 1,
     )  # fmt: skip
 
 

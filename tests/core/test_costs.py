@@ -1,5 +1,7 @@
 """What a training takes: the arithmetic against published figures."""
 
+from dataclasses import replace
+
 import pytest
 
 from dovetail.core import costs
@@ -32,8 +34,11 @@ def test_memory_is_asked_for_by_weight_and_saved_in_a_fixed_order() -> None:
     assert [f.words() if f else None for f in found] == [
         "", "gradient_checkpointing = true", "gradient_checkpointing = true, use_8bit_adam = true",
         "gradient_checkpointing = true, use_8bit_adam = true, ema_on_cpu = true",
-        "gradient_checkpointing = true, use_8bit_adam = true, ema_on_cpu = true, batch_size = 1 and more accumulation", None,
+        "gradient_checkpointing = true, use_8bit_adam = true, ema_on_cpu = true, fused_backward = true and no max_grad_norm",
+        None,
     ]  # fmt: skip
+    accumulated = costs.thrifty_enough(replace(LOAD, micro=2), plain, Gpu(name="x", memory_gib=11, tflops=1, dollars_an_hour=1))
+    assert accumulated and accumulated.words().endswith("ema_on_cpu = true, batch_size = 1 and more accumulation")
 
 
 def test_hours_cost_money_and_recomputing_takes_a_third_more() -> None:

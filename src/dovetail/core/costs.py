@@ -42,17 +42,19 @@ class Load:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Thrift:
-    """Ways to need less memory, each of which leaves the mathematics alone."""
+    """Ways to need less memory, each of which leaves the mathematics alone; but without all gradients there is no clipping."""
 
     gradient_checkpointing: bool = False
     use_8bit_adam: bool = False
     ema_on_cpu: bool = False
     ema: bool = True
+    fused_backward: bool = False
     one_at_a_time: bool = False
 
     def words(self) -> str:
         """The keys of `[training]` that ask for it."""
         asked = [f"{n} = true" for n in ("gradient_checkpointing", "use_8bit_adam", "ema_on_cpu") if getattr(self, n)]
+        asked += ["fused_backward = true and no max_grad_norm"] if self.fused_backward else []
         return ", ".join([*asked, *(["batch_size = 1 and more accumulation"] if self.one_at_a_time else [])])
 
 
@@ -62,15 +64,19 @@ def memory(load: Load, thrift: Thrift) -> int:
     ema = 4 if thrift.ema and not thrift.ema_on_cpu else 0
     activations = load.recomputed if thrift.gradient_checkpointing else load.kept
     pictures = 1 if thrift.one_at_a_time else load.micro
-    return load.trained * (4 + 4 + adam + ema) + load.frozen * 4 + activations * pictures + CONTEXT
+    gradients = 0 if thrift.fused_backward else 4
+    return load.trained * (4 + gradients + adam + ema) + load.frozen * 4 + activations * pictures + CONTEXT
 
 
 def thrifty_enough(load: Load, first: Thrift, gpu: Gpu) -> Thrift | None:
     """The first way, from what is asked for towards less memory, that fits into `gpu`; None where none does."""
     own = {name: getattr(first, name) for name in Thrift.__slots__}
     way: dict[str, bool] = {}
-    for name in ("", "gradient_checkpointing", "use_8bit_adam", "ema_on_cpu", "one_at_a_time"):
+    for name in ("", "gradient_checkpointing", "use_8bit_adam", "ema_on_cpu", "fused_backward", "one_at_a_time"):
+        if name == "fused_backward" and load.micro < load.pictures:
+            continue  # gradients of several passes are added up
         way |= {name: True} if name else {}
+        way |= {"fused_backward": False} if name == "one_at_a_time" else {}
         thrift = Thrift(**own | way)
         if memory(load, thrift) <= gpu.memory_gib * GIB:
             return thrift
