@@ -14,6 +14,7 @@ are interleaved; the median and the spread are printed.
 import argparse
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -31,7 +32,6 @@ from dovetail import bases
 
 ROOT = Path(__file__).parent.parent
 COUNTED_OVER = 2_000  # steps
-PICTURES = 64
 CASES = {  # name: (train_batch_size, gradient_accumulation_steps)
     "batch 8": (8, 1),
     "batch 1, accumulation 4": (1, 4),
@@ -118,12 +118,12 @@ def write_full_size(folder: Path) -> None:
     ).save_pretrained(folder)  # fmt: skip
 
 
-def write_pictures(folder: Path, side: int) -> None:
+def write_pictures(folder: Path, side: int, count: int) -> None:
     """Pictures of chance, a little larger than the side."""
     folder.mkdir()
     rng = np.random.default_rng(0)
     rows = []
-    for n in range(PICTURES):
+    for n in range(count):
         noise = Image.fromarray(rng.integers(0, 256, (8, 10, 3), dtype=np.uint8)).resize((side + side // 4, side + 8))
         noise.save(folder / f"{n}.png")
         rows.append({"file_name": f"{n}.png", "text": f"picture number {n} of many colours"})
@@ -165,6 +165,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--steps", type=int, nargs=2, default=(10, 40), help="lengths of the two runs")
     parser.add_argument("--side", type=int, default=64)
+    parser.add_argument("--pictures", type=int, default=64)
     parser.add_argument("--model", type=Path, help="another model than the one of 12.8 M parameters")
     parser.add_argument("--full-size", action="store_true", help="a Stable Diffusion 1.4 with random weights")
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
@@ -178,7 +179,7 @@ def main() -> None:
             write_full_size(place / "model")
         elif args.model is None:
             write_model(place / "model")
-        write_pictures(place / "pictures", args.side)
+        write_pictures(place / "pictures", args.side, args.pictures)
         (place / "transforms.py").write_text(TRANSFORMS)
         text = args.example.read_text()
         assert IMPORT in text, f"{args.example} does not import torchvision as the example does"
@@ -217,7 +218,8 @@ def compare(args: argparse.Namespace, case: str, place: Path) -> dict[str, objec
             told = [*flags, f"--mixed_precision={precision}", "--report_to=tensorboard"]
             took[precision].append(seconds_a_step(place / "example.py", told, args.steps, place, home))
         took["dovetail"].append(seconds_a_step(ours, [*flags, "--mixed_precision=bf16"], args.steps, place, home))
-    caching = next(float(line.split(" in ")[1].split()[0]) for line in encoded.splitlines() if "pictures to latents" in line)
+    told_at_last = r"pictures to latents: .* in ([\d.]+)"
+    caching = next(float(found[1]) for line in encoded.splitlines() if (found := re.match(told_at_last, line)))
     took["dovetail"] = [(seconds + caching / COUNTED_OVER, held) for seconds, held in took["dovetail"]]
     rates = {who: [round(batch * accumulation / s, 3) for s, _ in every] for who, every in took.items()}
     memory = {who: round(statistics.median(held for _, held in every), 2) for who, every in took.items()}
