@@ -171,3 +171,11 @@ def test_the_hints_that_ship_are_the_ones_a_tuned_model_inherits(tmp_path: Path)
         and bases.hints(BASE).learning_rate_full > bases.hints(tmp_path).learning_rate_full
     )
     assert bases.hints(tmp_path).guidance_scale == 7.5
+
+
+def test_no_file_of_the_base_says_where_it_was_made() -> None:
+    told = [file for file in BASE.rglob("*") if file.suffix in (".json", ".md", ".txt") and file.is_file()]
+    assert len(told) > 10
+    for file in told:
+        text = file.read_text()
+        assert "_name_or_path" not in text and "/tmp/" not in text and "/home/" not in text, file

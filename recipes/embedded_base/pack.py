@@ -97,6 +97,14 @@ def halve(folder: Path) -> None:
         file.chmod(0o644)
 
 
+def forget_path(folder: Path) -> None:
+    """diffusers notes where a part was loaded from: that is nobody's business."""
+    for file in folder.glob("config.json"):
+        told = json.loads(file.read_text())
+        if told.pop("_name_or_path", None) is not None:
+            file.write_text(json.dumps(told, indent=2) + "\n")
+
+
 def index() -> dict:
     """model_index.json: no safety checker and no feature extractor, on purpose."""
     return {
@@ -180,6 +188,7 @@ def main() -> None:
         if own.exists():
             shutil.rmtree(args.base / part, ignore_errors=True)
             shutil.copytree(own, args.base / part)
+            forget_path(args.base / part)
             halve(args.base / part)
     judge = {
         "image_mean": [0.5] * 3,
