@@ -152,6 +152,7 @@ def test_a_saved_unet_reads_back_rounded_and_the_one_in_memory_is_as_it_was(
     kind = getattr(torch, dtype)
     assert written.keys() == before.keys() and all(torch.equal(t, before[n].to(kind)) for n, t in written.items())
     assert not list(tmp_path.rglob("*.bin"))
+    assert str(tiny_base) not in (tmp_path / "unet" / "config.json").read_text()
 
 
 def test_weights_of_another_model_are_refused(tiny_base: Path) -> None:

@@ -313,13 +313,16 @@ def _from_hub(name: str, revision: str | None, downloads: str | None) -> Path:
 
 
 def save_unet(unet: UNet2DConditionModel, folder: Path, dtype: str) -> None:
-    """A diffusers `unet` folder, safetensors only."""
+    """A diffusers `unet` folder, safetensors only, that does not say where on this machine it came from."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         kept, kind = {p: p.data for p in unet.parameters()}, getattr(torch, dtype)
         (unet if unet.dtype == kind else unet.to(kind)).save_pretrained(folder, safe_serialization=True)
         for parameter, data in kept.items():
             parameter.data = data
+    file = folder / "config.json"
+    told = {key: value for key, value in json.loads(file.read_text()).items() if key != "_name_or_path"}
+    file.write_text(json.dumps(told, indent=2) + "\n")
 
 
 def same_unet(unet: UNet2DConditionModel, folder: Path, dtype: str) -> None:
