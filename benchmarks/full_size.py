@@ -2,8 +2,8 @@
 
     python benchmarks/full_size.py [--models 1.4 2.1 xl] [--side 256] [--until training]
 
-Each model is written from the real classes and configurations (CLIP's own vocabulary from PyPI's `open_clip_torch`, where it is
-installed), a LoRA is taught on six shipped pictures for two steps of one, and, where `--until` goes so far, evaluated and
+Each model is written from the real classes and configurations (CLIP's own vocabulary from PyPI's `open_clip_torch`),
+a LoRA is taught on six shipped pictures for two steps of one, and, where `--until` goes so far, evaluated and
 published; diffusers' own pipeline then loads the published folder. A process for each; seconds, and GiB at most, are printed.
 """
 
@@ -59,12 +59,13 @@ OPEN_CLIP_G = {
 
 
 def vocabulary() -> CLIPTokenizer:
-    """CLIP's 49,408 words where their file is at hand, else those of the embedded base."""
+    """CLIP's 49,408 words as OpenAI published them: bytes, bytes at the end of a word, 48,894 merges, two specials."""
     found = importlib.util.find_spec("open_clip")
     if found is None or not found.submodule_search_locations:
-        return CLIPTokenizer.from_pretrained(bases.EMBEDDED / "tokenizer", model_max_length=77)
+        raise SystemExit("CLIP's words are not here: pip install --no-deps open_clip_torch")
     file = Path(found.submodule_search_locations[0]) / "bpe_simple_vocab_16e6.txt.gz"
     merges = [tuple(x.split()) for x in gzip.decompress(file.read_bytes()).decode().split("\n")[1 : 49152 - 256 - 2 + 1]]
+    # The bytes stand in the order of GPT-2's table: those that print, then the others.
     printed = [chr(c) for c in (*range(33, 127), *range(161, 173), *range(174, 256))]
     letters = printed + sorted(set(pre_tokenizers.ByteLevel.alphabet()) - set(printed))
     tokens = [*letters, *(x + "</w>" for x in letters), *("".join(m) for m in merges), "<|startoftext|>", "<|endoftext|>"]

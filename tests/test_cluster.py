@@ -8,14 +8,13 @@ import time
 from pathlib import Path
 
 import pytest
-import tiny
+import ray
 import torch
 from test_launch import TAKEN, go
 
 from dovetail.edges import tensors
 from dovetail.errors import BadConfigError, BadInputError
 
-ray = pytest.importorskip("ray", reason="pip install 'dovetail[cluster]'")
 SIZES = {"train_batch_size": 2, "gradient_accumulation_steps": 1}
 
 
@@ -81,4 +80,3 @@ def test_without_ray_it_says_what_to_install(tiny_base: Path, pictures: Path, tm
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
     with pytest.raises(BadConfigError, match=r"pip install 'dovetail\[cluster\]'"):
         go(tiny_base, pictures, tmp_path / "out", ray_workers=1)
-    assert tiny.SIDE  # the pictures are of the tiny base

@@ -1,7 +1,5 @@
 """CLIP's own vocabulary of 49,408 words, from the file in PyPI's `open_clip_torch`: what real checkpoints read with."""
 
-import gzip
-import importlib.util
 import json
 from pathlib import Path
 
@@ -9,9 +7,9 @@ import pytest
 import tiny
 import torch
 from test_launch import go
-from tokenizers import pre_tokenizers
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel
 
+from benchmarks.full_size import vocabulary
 from dovetail.edges import words
 from dovetail.edges.models import Models
 from dovetail.engines import painter
@@ -19,27 +17,11 @@ from dovetail.engines import painter
 LONG = ", ".join(f"a television number {n} with a wooden case and two antennas" for n in range(12))
 
 
-@pytest.fixture(scope="session")
-def vocabulary() -> CLIPTokenizer:
-    """As OpenAI published it: bytes, bytes at the end of a word, 48,894 merges, two specials."""
-    found = importlib.util.find_spec("open_clip")
-    if found is None or not found.submodule_search_locations:
-        pytest.skip("pip install --no-deps open_clip_torch")
-    file = Path(found.submodule_search_locations[0]) / "bpe_simple_vocab_16e6.txt.gz"
-    lines = gzip.decompress(file.read_bytes()).decode("utf-8").split("\n")[1 : 49152 - 256 - 2 + 1]
-    merges = [tuple(line.split()) for line in lines]
-    letters = pre_tokenizers.ByteLevel.alphabet()
-    printed = [chr(c) for c in (*range(33, 127), *range(161, 173), *range(174, 256))]  # in the order of GPT-2's table
-    ordered = printed + sorted(set(letters) - set(printed))
-    tokens = [*ordered, *(x + "</w>" for x in ordered), *("".join(m) for m in merges), "<|startoftext|>", "<|endoftext|>"]
-    return CLIPTokenizer(vocab={t: i for i, t in enumerate(tokens)}, merges=merges, model_max_length=77)
-
-
 @pytest.fixture(scope="module")
-def base(vocabulary: CLIPTokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny Stable Diffusion with the real tokenizer, 77 tokens at a time."""
     folder = tiny.write_base(tmp_path_factory.mktemp("real words") / "base")
-    vocabulary.save_pretrained(folder / "tokenizer")
+    vocabulary().save_pretrained(folder / "tokenizer")
     torch.manual_seed(3)
     CLIPTextModel(
         CLIPTextConfig(

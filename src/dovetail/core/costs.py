@@ -64,7 +64,7 @@ def memory(load: Load, thrift: Thrift) -> int:
     ema = 4 if thrift.ema and not thrift.ema_on_cpu else 0
     activations = load.recomputed if thrift.gradient_checkpointing else load.kept
     pictures = 1 if thrift.one_at_a_time else load.micro
-    gradients = 0 if thrift.fused_backward else 4
+    gradients = 0 if thrift.fused_backward and pictures == load.pictures else 4  # those of several passes are added up
     return load.trained * (4 + gradients + adam + ema) + load.frozen * 4 + activations * pictures + CONTEXT
 
 
