@@ -74,3 +74,27 @@ def test_it_goes_without_clipping_only() -> None:
     with pytest.raises(ValueError, match="fused_backward cannot clip"):
         Training(fused_backward=True)
     assert Training(max_grad_norm=None).max_grad_norm is None
+
+
+@pytest.mark.parametrize("more", [{}, {"batch_size": 2, "gradient_accumulation_steps": 2, "merge_micro_batches": False}])
+@pytest.mark.parametrize("most", [0.5, None])
+def test_gradients_that_wait_as_bf16_are_the_same_numbers(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: dict[str, Any], most: float | None
+) -> None:
+    asked = config(mixed_precision="bf16", max_grad_norm=most, **more)
+    plain, curve = teach(tiny_base, tmp_path / "plain", material(), asked)
+    waited: list[int] = []
+    step = optimizers.Packed.step
+
+    def watched(self: optimizers.Packed) -> None:
+        assert all(p.grad is None for p in self.kept)
+        waited.append(sum(g.nbytes for g in self.kept.values()))
+        step(self)
+
+    monkeypatch.setattr(optimizers.Packed, "step", watched)
+    monkeypatch.setattr(optimizers.Packed, "CHUNK", 5_000)
+    monkeypatch.setattr(learner, "CHEAP", 2**60)
+    packed, same = teach(tiny_base, tmp_path / "packed", material(), asked)
+    assert tensors.digest(packed) == tensors.digest(plain) and same == curve
+    weights = 4 * sum(p.numel() for p in Models(tiny_base, CPU).unet.parameters())
+    assert len(waited) == 6 and all(0.5 * weights < n < 0.55 * weights or (more and n == weights) for n in waited)

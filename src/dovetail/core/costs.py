@@ -59,7 +59,7 @@ class Thrift:
 
 
 def memory(load: Load, thrift: Thrift) -> int:
-    """Bytes on a GPU at the peak of a step: float32 weights, gradients, Adam's two averages, EMA, activations."""
+    """Bytes on a GPU at the peak of a step, or less: float32 weights, gradients, Adam's two averages, EMA, activations."""
     adam = 2 if thrift.use_8bit_adam else 8
     ema = 4 if thrift.ema and not thrift.ema_on_cpu else 0
     activations = load.recomputed if thrift.gradient_checkpointing else load.kept

@@ -73,3 +73,11 @@ def hold_memory() -> None:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
         for option, value in ((mmap_threshold, 32 << 20), (trim_threshold, 2**31 - 1), (top_pad, 64 << 20)):
             mallopt(option, value)
+
+
+def give_memory_back() -> None:
+    """Have the C library give what is freed back to the system, now: a large model's peaks then do not add up."""
+    import ctypes
+
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import AutocastKwargs
 from torch import Tensor
 
 from dovetail.config import Training
@@ -27,7 +28,7 @@ from dovetail.engines.objective import Objective, held_out_losses, training_loss
 from dovetail.engines.stopwatch import Stopwatch
 from dovetail.errors import BadConfigError, StoppedError, TrainingError
 
-MERGED_AREA = {"cpu": 32 * 16 * 16, "cuda": 16 * 64 * 64}  # latent pixels of the micro-batches that are merged into one
+MERGED_AREA = {"cpu": 64 * 16 * 16, "cuda": 16 * 64 * 64}  # latent pixels of the micro-batches that are merged into one
 CHEAP = 16  # activations that take less than this part of the device's memory are not worth recomputing
 ADAPTERS = ("lora", "dora", "lokr")
 SKIPS = 20  # steps in a row that a loss scaler may skip while it looks for its scale
@@ -105,6 +106,8 @@ def teach(
             advance(1, f"loss {loss:.3f}  gradient {norm:.2f}  {_speed(config, times)}")
             if last and not _ended(lessons, step):
                 raise _stopped(last, step, config)
+    lessons.optimizer.state.clear()  # a large model is written and read back where its averages lay
+    machine.give_memory_back()
     weights = dict(zip(lessons.names, (a.cpu() for a in lessons.average), strict=True))
     return Taught(step, weights, lessons.curve, best(lessons, folder), _pace(lessons))
 
@@ -163,7 +166,8 @@ def _prepare(models: Models, material: Material, config: Training, learning_rate
         precision = "bf16"
     # One process may train several times, each time in another precision; accelerate would keep the first.
     AcceleratorState._reset_state()
-    accelerator = Accelerator(mixed_precision=precision, cpu=models.device.type == "cpu")
+    uncached = AutocastKwargs(cache_enabled=False)  # each weight is used once a pass: a cache would only hold its copy
+    accelerator = Accelerator(mixed_precision=precision, cpu=models.device.type == "cpu", kwargs_handlers=[uncached])
     accelerator.gradient_accumulation_steps = 1  # whatever the launcher says: the loss is weighed here
     if objective.read and accelerator.num_processes > 1:
         raise BadConfigError("several processes cannot teach a text encoder yet", do="start one, or leave text_encoder")
@@ -177,6 +181,7 @@ def _prepare(models: Models, material: Material, config: Training, learning_rate
         unet=prepared, optimizer=optimizer, parameters=parameters, names=[n for n, _ in named], average=average,
         objective=objective, watch=Stopwatch(models.device), micro=None,
         within=optimizers.Within(parameters, optimizer) if config.fused_backward else None,
+        packed=optimizers.packed(unet, optimizer, config, accelerator, machine.memory_bytes(models.device) // CHEAP),
     )  # fmt: skip
 
 
@@ -208,10 +213,12 @@ def _gradients(lessons: Lessons, step: int, stop: int) -> tuple[float, float, in
             break
         except RuntimeError as error:  # torch.OutOfMemoryError is one
             _smaller(lessons, mine, step, error)
+    most = lessons.config.max_grad_norm or math.inf
     if lessons.within:
         norm = lessons.within.norm()
+    elif lessons.packed:
+        norm = lessons.packed.clip(most)
     else:
-        most = lessons.config.max_grad_norm or math.inf
         norm = float(lessons.accelerator.clip_grad_norm_(lessons.parameters, most))
     lessons.watch.lap("sync")
     return value, norm, last
@@ -219,13 +226,20 @@ def _gradients(lessons: Lessons, step: int, stop: int) -> tuple[float, float, in
 
 def _update(lessons: Lessons, step: int) -> None:
     """Weights, where they are not updated yet, and averaged weights after the gradients of `step`."""
-    lessons.optimizer.step()
-    lessons.optimizer.zero_grad(set_to_none=True)
+    (lessons.packed or lessons.optimizer).step()
+    _forget(lessons)
     if lessons.config.ema_decay:
         decay = schedules.ema_decay(step, lessons.config.ema_decay)
         weights = [p.detach().to(a.device) for p, a in zip(lessons.parameters, lessons.average, strict=True)]
         torch._foreach_lerp_(lessons.average, weights, 1 - decay)
     lessons.watch.lap("optimizer")
+
+
+def _forget(lessons: Lessons) -> None:
+    """The gradients."""
+    lessons.optimizer.zero_grad(set_to_none=True)
+    if lessons.packed:
+        lessons.packed.kept.clear()
 
 
 def _rows(lessons: Lessons, step: int) -> tuple[list[Row], int]:
@@ -302,7 +316,7 @@ def _smaller(lessons: Lessons, mine: list[Row], step: int, error: BaseException)
     if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
         raise error
     now = min(lessons.micro or 1, max(len(part) for part in micro_batches(mine, len(mine))))
-    lessons.optimizer.zero_grad(set_to_none=True)
+    _forget(lessons)
     begun = lessons.within is not None and lessons.within.begun
     if now == 1 or lessons.accelerator.num_processes > 1 or begun:
         raise TrainingError(
@@ -331,7 +345,7 @@ def _roll_back(lessons: Lessons, step: int, folder: Path, show: folders.Showing)
     found = checkpoints.latest(folder) if lessons.config.on_nan == "roll back" else None
     if found is None or factor < 0.5**BACKS:
         raise TrainingError(what, do="lower [training] learning_rate and run again")
-    lessons.optimizer.zero_grad(set_to_none=True)
+    _forget(lessons)
     put(lessons, found)
     lessons.factor, lessons.skipped = factor, 0
     told = f"{what}: back to step {found.step}, learning rate by {factor:g}"

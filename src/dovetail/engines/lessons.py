@@ -18,7 +18,7 @@ from dovetail.engines import checkpoints
 from dovetail.engines.checkpoints import Checkpoint
 from dovetail.engines.material import Material
 from dovetail.engines.objective import Objective
-from dovetail.engines.optimizers import Within
+from dovetail.engines.optimizers import Packed, Within
 from dovetail.engines.stopwatch import Stopwatch
 from dovetail.errors import BadConfigError
 
@@ -45,6 +45,7 @@ class Lessons:
     objective: Objective
     watch: Stopwatch
     within: Within | None  # where weights are updated within the backward pass
+    packed: Packed | None  # where gradients wait as bf16
     micro: int | None  # pictures a forward pass at most; None until the first step
     curve: list[dict[str, Any]] = field(default_factory=list)
     factor: float = 1.0  # of the learning rate, halved each time that the training was rolled back
