@@ -124,7 +124,7 @@ def test_no_file_of_a_run_holds_the_token(
     tiny_base: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hub, "prepare", lambda name, token: name)
-    monkeypatch.setattr(hub, "upload", lambda folder, name, token: f"https://hub/{name}")
+    monkeypatch.setattr(hub, "upload", lambda folder, name, token, logs: f"https://hub/{name}")
     out = go(tiny_base, pictures, tmp_path / "out", "--push_to_hub", hub_token="hf_a-secret", max_train_steps=1)
     assert not [p for p in out.rglob("*") if p.is_file() and b"hf_a-secret" in p.read_bytes()]
 

@@ -206,3 +206,8 @@ def pixels_of(file: Path) -> np.ndarray:
     """RGB pixels of a picture file, as signed numbers that can be subtracted."""
     with Image.open(file) as image:
         return np.asarray(image.convert("RGB")).astype(int)
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Path -> bytes of every file below."""
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}

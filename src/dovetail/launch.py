@@ -130,7 +130,8 @@ def run(flags: argparse.Namespace, given: set[str]) -> Path:
     device = state.device
     show, out = Show(quiet=not state.is_main_process), Path(flags.output_dir)
     start = resume(flags, out)
-    target = hub.prepare(flags.hub_model_id or out.resolve().name, flags.hub_token) if flags.push_to_hub else None
+    pushed = flags.push_to_hub and state.is_main_process
+    target = hub.prepare(flags.hub_model_id or out.resolve().name, flags.hub_token) if pushed else None
     table = tables.load(
         flags.dataset_name, flags.dataset_config_name, flags.train_data_dir, flags.cache_dir, flags.image_column,
         flags.caption_column,
@@ -158,7 +159,7 @@ def run(flags: argparse.Namespace, given: set[str]) -> Path:
         write_bytes(out / "loss.png", plots.loss_curves(taught.curve, {}))
         show.say(f"the model is in {out}")
         if target:
-            show.say(f"uploaded to {hub.upload(out, target, flags.hub_token)}")
+            show.say(f"uploaded to {hub.upload(out, target, flags.hub_token, flags.logging_dir)}")
     state.wait_for_everyone()
     return out
 
