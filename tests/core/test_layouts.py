@@ -83,3 +83,7 @@ def test_kohyas_names() -> None:
     assert layouts.kohya_name(f"{name}.lora_A.weight") == f"{theirs}.lora_down.weight"
     assert layouts.kohya_name(f"{name}.lora_B.weight") == f"{theirs}.lora_up.weight"
     assert layouts.kohya_name(f"{name}.lora_magnitude_vector.weight") == f"{theirs}.dora_scale"
+    assert layouts.kohya_name(f"{name}.lokr_w2_a") == f"{theirs}.lokr_w2_a"
+    assert layouts.kohya_name(f"{name}.lokr_alpha") == layouts.kohya_name(f"{name}.lora_alpha") == f"{theirs}.alpha"
+    with pytest.raises(ValueError, match="no weight of an adapter"):
+        layouts.kohya_name(f"{name}.weight")

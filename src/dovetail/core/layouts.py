@@ -1,4 +1,4 @@
-"""The names that other tools give to the same weights: the single file of the first Stable Diffusion, and kohya's LoRA."""
+"""The names that other tools give to the same weights: the single file of the first Stable Diffusion, and kohya's adapters."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -16,6 +16,10 @@ _VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "
 _TEXT_LAYER = {
     "layer_norm1": "ln_1", "layer_norm2": "ln_2", "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj",
     "self_attn.out_proj": "attn.out_proj",
+}  # fmt: skip
+_ADAPTER = {
+    "A.weight": "lora_down.weight", "B.weight": "lora_up.weight", "magnitude_vector.weight": "dora_scale",
+    "magnitude_vector": "dora_scale", "alpha": "alpha",
 }  # fmt: skip
 
 
@@ -118,18 +122,22 @@ def open_clip_names(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
 
 
 def kohya_text_name(name: str) -> str:
-    """kohya's name of a LoRA weight of the text encoder."""
+    """kohya's name of an adapter's weight of the text encoder."""
     return kohya_name(clip_name(name)).replace("lora_unet_", "lora_te_", 1)
 
 
 def kohya_name(name: str, rename: Callable[[str], str] = lambda module: module) -> str:
-    """kohya's name of a LoRA weight of the U-Net: `a.to_q.lora_A.weight` is `lora_unet_a_to_q.lora_down.weight`.
+    """kohya's name of an adapter's weight of the U-Net: `a.to_q.lora_A.weight` is `lora_unet_a_to_q.lora_down.weight`.
 
-    `rename` is what happens to the module's name before: nothing, or in an XL what `sgm_module` does.
+    LyCORIS has the same for modules, and peft's for what is theirs: `a.to_q.lokr_w1` is `lora_unet_a_to_q.lokr_w1`. `rename` is
+    what happens to the module's name before: nothing, or in an XL what `sgm_module` does.
     """
-    module, _, part = name.partition(".lora_")
-    kind = "lora_down.weight" if part.startswith("A") else "lora_up.weight" if part.startswith("B") else "dora_scale"
-    return f"lora_unet_{rename(module).replace('.', '_')}.{kind}"
+    found = re.fullmatch(r"(.+)\.(lora|lokr)_(.+)", name)
+    if found is None:
+        raise ValueError(f"{name} is no weight of an adapter")
+    module, kind, part = found.groups()
+    own = _ADAPTER.get(part, f"{kind}_{part}")
+    return f"lora_unet_{rename(module).replace('.', '_')}.{own}"
 
 
 def sgm_module(module: str, layers_per_block: int, attended: frozenset[int]) -> str:

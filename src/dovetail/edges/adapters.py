@@ -1,5 +1,6 @@
 """Adapters: small weights that change large ones (peft): LoRA, DoRA, LoKr; put on, added in, written for other tools."""
 
+import json
 import os
 import warnings
 from collections.abc import Callable, Mapping
@@ -10,10 +11,10 @@ os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dovetail.errors import ModelError
+from dovetail.errors import ModelError, StoreError
 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "net.0.proj", "net.2", "conv1", "conv2"]
 TEXT_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
@@ -72,24 +73,31 @@ def write(folder: Path, unet: UNet2DConditionModel, text_encoder: Any = None) ->
             told[f"{name}_lora_layers"], about = _state(model)
             told[f"{name}_lora_adapter_metadata"] = about | {"target_modules": sorted(about["target_modules"])}
         StableDiffusionPipeline.save_lora_weights(folder, safe_serialization=True, **told)
+        _same(folder / FILE, {f"{name}.{n}": t for name in parts for n, t in told[f"{name}_lora_layers"].items()})
         return
     for name, model in parts.items():
         place = folder / model.peft_config["default"].peft_type.lower() / name
         place.mkdir(parents=True, exist_ok=True)
-        save_file({n: t.contiguous() for n, t in _state(model)[0].items()}, place / "adapter_model.safetensors")
+        _save(_state(model)[0], place / "adapter_model.safetensors")
         model.peft_config["default"].save_pretrained(place)
 
 
 def write_kohya(file: Path, name_of: Mapping[str, Callable[[str], str]], models: Mapping[str, Any]) -> None:
-    """LoRAs or DoRAs of `models` under the names that `name_of` gives to the weights of each, alpha as one more weight."""
+    """Adapters of `models` under the names that `name_of` gives to the weights of each, alpha as one more weight.
+
+    LoRA and DoRA as kohya's scripts name them, LoKr as LyCORIS does.
+    """
     renamed: dict[str, Tensor] = {}
     for part, model in models.items():
         state, about = _state(model)
-        renamed |= {name_of[part](name): _as_kohya(name, tensor) for name, tensor in state.items()}
-        rank, alpha = about["r"], about["lora_alpha"]
-    renamed |= {n.replace("lora_down.weight", "alpha"): torch.tensor(float(alpha)) for n in list(renamed) if "lora_down" in n}
+        lokr = about["peft_type"] == "LOKR"
+        rank, alpha = about["r"], about["alpha" if lokr else "lora_alpha"]
+        told = _as_lycoris(state, rank, alpha) if lokr else _as_kohya(state, alpha)
+        alpha = rank if lokr else alpha
+        renamed |= {name_of[part](name): tensor for name, tensor in told.items()}
     about = {"ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_network_alpha": str(alpha)}
-    save_file(renamed, file, metadata=about)
+    own = {"ss_network_module": "lycoris.kohya", "ss_network_args": json.dumps({"algo": "lokr"})}
+    _save(renamed, file, about | (own if lokr else {}))
 
 
 def _state(model: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -99,8 +107,35 @@ def _state(model: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return get_peft_model_state_dict(model, adapter_name="default"), model.peft_config["default"].to_dict()
 
 
-def _as_kohya(name: str, tensor: Tensor) -> Tensor:
-    return tensor.reshape(-1, 1).contiguous() if "magnitude" in name and tensor.ndim == 1 else tensor.contiguous()
+def _as_kohya(state: Mapping[str, Tensor], alpha: float) -> dict[str, Tensor]:
+    """With an alpha beside each pair of matrices, and DoRA's lengths as columns."""
+    told = {n: t.reshape(-1, 1) if "magnitude" in n and t.ndim == 1 else t for n, t in state.items()}
+    pairs = [name for name in state if name.endswith(".lora_A.weight")]
+    return told | {name.replace("lora_A.weight", "lora_alpha"): torch.tensor(float(alpha)) for name in pairs}
+
+
+def _as_lycoris(state: Mapping[str, Tensor], rank: int, alpha: float) -> dict[str, Tensor]:
+    """kron(w1, w2) alpha / rank (Yeh et al. 2023, sec. 3.2) with alpha / rank multiplied into w1, and an alpha that says one.
+
+    Tools differ there: where both factors are whole they leave it out, unlike peft, and LyCORIS 4.1 merges it in twice.
+    """
+    firsts = [name for name in state if name.endswith(".lokr_w1")]
+    told = dict(state) | {name: state[name] * (alpha / rank) for name in firsts}
+    return told | {name.replace("lokr_w1", "lokr_alpha"): torch.tensor(float(rank)) for name in firsts}
+
+
+def _save(weights: Mapping[str, Tensor], file: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a file of weights, read it back and compare."""
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    save_file(weights, file, metadata=metadata)
+    _same(file, weights)
+
+
+def _same(file: Path, weights: Mapping[str, Tensor]) -> None:
+    """Raises StoreError where a written file of weights is not what was to be written."""
+    written = load_file(file)
+    if written.keys() != weights.keys() or any(not torch.equal(written[n], t.detach().cpu()) for n, t in weights.items()):
+        raise StoreError(f"{file.name} differs from the trained adapters", do="check the disk and run the same command again")
 
 
 def fuse(model: Any) -> None:

@@ -74,14 +74,11 @@ def _adapters(tuned: Models, method: str, root: Path) -> None:
     """The adapters in files of their own; then added in, a taught text encoder's into its folder."""
     taught = {"unet": tuned.unet} | ({"text_encoder": tuned.text_encoder} if tuned.text_taught else {})
     adapters.write(root, *taught.values())
-    if method != "lokr":
-        own = (
-            partial(layouts.kohya_name, rename=partial(layouts.sgm_module, **_shape(tuned)))
-            if tuned.is_xl
-            else layouts.kohya_name
-        )
-        names = {"unet": own, "text_encoder": layouts.kohya_text_name}
-        adapters.write_kohya(root / "kohya_lora.safetensors", names, taught)
+    own = (
+        partial(layouts.kohya_name, rename=partial(layouts.sgm_module, **_shape(tuned))) if tuned.is_xl else layouts.kohya_name
+    )
+    names = {"unet": own, "text_encoder": layouts.kohya_text_name}
+    adapters.write_kohya(root / ("lycoris_lokr.safetensors" if method == "lokr" else "kohya_lora.safetensors"), names, taught)
     for model in taught.values():
         adapters.fuse(model)
     if tuned.text_taught:
