@@ -125,7 +125,7 @@ def main() -> None:
     student = Models(args.out, torch.device("cpu"))
     adapters.put(student.unet, taught.weights, "lora", CONFIG.lora_rank, CONFIG.lora_alpha)
     with whole(args.out / "few_step") as folder:
-        adapters.write(folder, student.unet)
+        adapters.write(folder, {"unet": student.unet})
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 EMBEDDED = Path(__file__).parent / "base"
 HINTS = "hints.json"
-TEXT = "text_encoder."  # before the names of its weights in what a training gave
 KEPT = (  # as they are
     "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler", "feature_extractor", "safety_checker",
     "image_encoder",
@@ -81,17 +80,17 @@ def load_tuned(folder: Path, trained: Artifact, config: Training) -> "Models":
     tuned = load(folder)
     tuned.prediction = config.prediction_type
     weights = tensors.read(trained.folder / "weights.safetensors", trained.manifest.files["weights.safetensors"])
-    text = {name.removeprefix(TEXT): tensor for name, tensor in weights.items() if name.startswith(TEXT)}
-    own = {name: tensor for name, tensor in weights.items() if not name.startswith(TEXT)}
-    if config.method == "textual_inversion":
-        words.add(tuned.tokenizer, tuned.text_encoder, config.placeholder, config.placeholder_vectors, config.initializer)
-        words.put(tuned.text_encoder, text)
-        tuned.text_taught = True
-        return tuned
-    adapters.put(tuned.unet, own, config.method, config.lora_rank, config.lora_alpha)
-    if text:
-        adapters.put(tuned.text_encoder, text, config.method, config.lora_rank, config.lora_alpha)
-        tuned.text_taught = True
+    for part, reader in tuned.encoders.items():
+        text = {name.removeprefix(f"{part}."): weights.pop(name) for name in list(weights) if name.startswith(f"{part}.")}
+        encoder = getattr(tuned, part) if text else None
+        if config.method == "textual_inversion":
+            words.add(getattr(tuned, reader), encoder, config.placeholder, config.placeholder_vectors, config.initializer)
+            words.put(encoder, text)
+        elif text:
+            adapters.put(encoder, text, config.method, config.lora_rank, config.lora_alpha)
+        tuned.text_taught |= bool(text)
+    if config.method != "textual_inversion":
+        adapters.put(tuned.unet, weights, config.method, config.lora_rank, config.lora_alpha)
     return tuned
 
 

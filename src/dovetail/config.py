@@ -72,7 +72,7 @@ class Training(Table):
     """Teach the U-Net."""
 
     method: Literal["full", "lora", "dora", "lokr", "textual_inversion"] = "full"
-    text_encoder: bool = Field(False, description="teach the text encoder along, by adapters of the same kind")
+    text_encoder: bool = Field(False, description="teach the text encoder along (both of an XL), by adapters of the same kind")
     steps: int = Field(900, gt=0, description="optimizer steps")
     batch_size: int = Field(16, gt=0, description="pictures a forward pass")
     gradient_accumulation_steps: int = Field(1, gt=0)

@@ -156,14 +156,18 @@ def _load(models: "Models", config: Config, side: int) -> Load:
         return load
     # No gradients of the frozen weights: two of the three products of each layer.
     if training.method == "textual_inversion":
-        small_ones = training.placeholder_vectors * int(models.text_encoder.config.hidden_size)
+        small_ones = training.placeholder_vectors * sum(int(e.config.hidden_size) for e in _encoders(models))
     else:
         small_ones = adapters.count(models.unet.config, training.method, training.lora_rank, training.lora_alpha)
     return replace(load, trained=small_ones, frozen=own + others, tflop=told.tflop * 2 / 3)
 
 
 def _frozen(models: "Models") -> list[Any]:
-    return [models.vae, models.text_encoder, *([models.text_encoder_2] if models.is_xl else [])]
+    return [models.vae, *_encoders(models)]
+
+
+def _encoders(models: "Models") -> list[Any]:
+    return [getattr(models, part) for part in models.encoders]
 
 
 def _thrift(config: Config) -> Thrift:

@@ -121,9 +121,9 @@ def open_clip_names(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def kohya_text_name(name: str) -> str:
-    """kohya's name of an adapter's weight of the text encoder."""
-    return kohya_name(clip_name(name)).replace("lora_unet_", "lora_te_", 1)
+def kohya_text_name(name: str, encoder: str = "te") -> str:
+    """kohya's name of an adapter's weight of a text encoder: `te`, or `te1` and `te2` of an XL."""
+    return kohya_name(clip_name(name)).replace("lora_unet_", f"lora_{encoder}_", 1)
 
 
 def kohya_name(name: str, rename: Callable[[str], str] = lambda module: module) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 
 import torch
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -64,15 +64,19 @@ def put(model: Any, weights: Mapping[str, Tensor], method: str, rank: int, alpha
     model.eval().requires_grad_(False)
 
 
-def write(folder: Path, unet: UNet2DConditionModel, text_encoder: Any = None) -> None:
-    """What `load_lora_weights` of diffusers reads, alpha kept as metadata; of a LoKr, folders `lokr/` that peft reads."""
-    parts = {"unet": unet} | ({"text_encoder": text_encoder} if text_encoder is not None else {})
-    if unet.peft_config["default"].peft_type == "LORA":
+def write(folder: Path, parts: Mapping[str, Any]) -> None:
+    """What `load_lora_weights` of diffusers reads, alpha kept as metadata; of a LoKr, folders `lokr/` that peft reads.
+
+    `parts` are models with adapters by their names in a pipeline: `unet`, and `text_encoder`, `text_encoder_2` where they have.
+    """
+    if parts["unet"].peft_config["default"].peft_type == "LORA":
         told: dict[str, Any] = {}
         for name, model in parts.items():
-            told[f"{name}_lora_layers"], about = _state(model)
+            state, about = _state(model)
+            told[f"{name}_lora_layers"] = state if name == "unet" else _as_transformers(state)
             told[f"{name}_lora_adapter_metadata"] = about | {"target_modules": sorted(about["target_modules"])}
-        StableDiffusionPipeline.save_lora_weights(folder, safe_serialization=True, **told)
+        kind = StableDiffusionXLPipeline if "text_encoder_2" in parts else StableDiffusionPipeline
+        kind.save_lora_weights(folder, safe_serialization=True, **told)
         _same(folder / FILE, {f"{name}.{n}": t for name in parts for n, t in told[f"{name}_lora_layers"].items()})
         return
     for name, model in parts.items():
@@ -105,6 +109,11 @@ def _state(model: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
     from peft.utils import get_peft_model_state_dict
 
     return get_peft_model_state_dict(model, adapter_name="default"), model.peft_config["default"].to_dict()
+
+
+def _as_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """DoRA's lengths are looked for under their full names there; under peft's short ones they are passed over."""
+    return {f"{name}.weight" if name.endswith(".lora_magnitude_vector") else name: t for name, t in state.items()}
 
 
 def _as_kohya(state: Mapping[str, Tensor], alpha: float) -> dict[str, Tensor]:

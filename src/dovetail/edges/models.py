@@ -66,7 +66,7 @@ class Models:
     device: torch.device
     prediction: str | None = None  # where the U-Net was taught to predict something else than the folder says
     variant: str | None = None  # which weight files: "fp16", say
-    text_taught: bool = False  # whether its text encoder is no longer the folder's
+    text_taught: bool = False  # whether its text encoders are no longer the folder's, or learn
     unet_from: Path | None = None  # folder of another revision that has the U-Net
     _remembered: Any = (None, None)  # texts that the second text encoder read last, and what it made of them
 
@@ -138,6 +138,12 @@ class Models:
         return (self.folder / "text_encoder_2").is_dir()
 
     @property
+    def encoders(self) -> dict[str, str]:
+        """The text encoders and the tokenizer of each, by their names here."""
+        first = {"text_encoder": "tokenizer"}
+        return first | {"text_encoder_2": "tokenizer_2"} if self.is_xl else first
+
+    @property
     def pixels_per_step(self) -> int:
         """The sides of a picture must be multiples of this, so that the U-Net can halve its latents to the end."""
         return self.pixels_per_latent * 2 ** (len(self.unet.config.block_out_channels) - 1)
@@ -148,11 +154,11 @@ class Models:
 
     @torch.no_grad()
     def embed(self, captions: list[str], pieces: int = 1) -> Tensor:
-        """What `read` gives, without gradients."""
-        return self.read(captions, pieces)
+        """The states that `read` gives, without gradients."""
+        return self.read(captions, pieces)[0]
 
-    def read(self, captions: list[str], pieces: int = 1) -> Tensor:
-        """Text states, float32 (captions, pieces x tokens, width).
+    def read(self, captions: list[str], pieces: int = 1) -> tuple[Tensor, Tensor | None]:
+        """Text states, float32 (captions, pieces x tokens, width), and in Stable Diffusion XL what `pooled` gives.
 
         A text longer than the encoder reads is cut into pieces that are read apart, one after the other; what goes beyond
         `pieces` is left out, and a shorter text is filled up with empty ones. In Stable Diffusion XL they are the last states
@@ -160,10 +166,11 @@ class Models:
         """
         if not self.is_xl:
             states = self.text_encoder(self._ids(self.tokenizer, captions, pieces))[0].float()
-            return states.reshape(len(captions), -1, states.shape[-1])
+            return states.reshape(len(captions), -1, states.shape[-1]), None
         first = self.text_encoder(self._ids(self.tokenizer, captions, pieces), output_hidden_states=True).hidden_states[-2]
-        states = torch.cat([first.float(), self._second(tuple(captions), pieces)[0]], -1)
-        return states.reshape(len(captions), -1, states.shape[-1]) * self._heard(captions)[:, None, None]
+        second, whole = self._second(tuple(captions), pieces)
+        states, heard = torch.cat([first.float(), second], -1), self._heard(captions)
+        return states.reshape(len(captions), -1, states.shape[-1]) * heard[:, None, None], whole * heard[:, None]
 
     @torch.no_grad()
     def pooled(self, captions: list[str], pieces: int = 1) -> Tensor:
@@ -172,8 +179,8 @@ class Models:
         return states * self._heard(captions)[:, None]
 
     def _second(self, captions: tuple[str, ...], pieces: int) -> tuple[Tensor, Tensor]:
-        """States and whole of the second encoder; asked for the same texts again it remembers."""
-        if self._remembered[0] != (captions, pieces):
+        """States and whole of the second encoder; asked for the same texts again it remembers, unless it learns."""
+        if self._remembered[0] != (captions, pieces) or self.text_taught:
             told = self.text_encoder_2(self._ids(self.tokenizer_2, list(captions), pieces), output_hidden_states=True)
             whole = told.text_embeds.float().reshape(len(captions), pieces, -1)[:, 0]
             self._remembered = ((captions, pieces), (told.hidden_states[-2].float(), whole))
@@ -337,8 +344,8 @@ def same_unet(unet: UNet2DConditionModel, folder: Path, dtype: str) -> None:
 
 def save_single_file(models: Models, file: Path, dtype: str, names: Mapping[str, tuple[str, tuple[str, ...]]]) -> None:
     """All parts in one `.safetensors`, under `names` (name there -> part, names of the weights); read back and compared."""
-    kind, encoders = getattr(torch, dtype), ("text_encoder", "text_encoder_2") if models.is_xl else ("text_encoder",)
-    parts = {part: getattr(models, part).state_dict() for part in ("unet", "vae", *encoders)}
+    kind = getattr(torch, dtype)
+    parts = {part: getattr(models, part).state_dict() for part in ("unet", "vae", *models.encoders)}
     whole = {name: torch.cat([parts[part][n] for n in own]).cpu().to(kind).contiguous() for name, (part, own) in names.items()}
     for name, tensor in whole.items():
         if ".attn_1." in name and tensor.ndim == 2:  # there the VAE's attention is made of convolutions

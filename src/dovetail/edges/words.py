@@ -55,9 +55,12 @@ def put(text_encoder: Any, weights: Mapping[str, Tensor]) -> None:
     rows.requires_grad_(False)
 
 
-def write(text_encoder: Any, placeholder: str, file: Path) -> None:
-    """What `load_textual_inversion` of diffusers reads: the vectors under the placeholder."""
-    save_file({placeholder: text_encoder.get_parameter(NAME).detach().cpu().contiguous()}, file)
+def write(encoders: Mapping[str, Any], file: Path) -> None:
+    """What `load_textual_inversion` of diffusers reads: name -> the vectors of a text encoder.
+
+    The name is the placeholder; in a Stable Diffusion XL, whose two encoders have vectors each, `clip_l` and `clip_g`.
+    """
+    save_file({n: e.get_parameter(NAME).detach().cpu().contiguous() for n, e in encoders.items()}, file)
 
 
 def fuse(text_encoder: Any) -> None:

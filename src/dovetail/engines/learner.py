@@ -158,7 +158,8 @@ def _prepare(models: Models, material: Material, config: Training, learning_rate
     objective = Objective.of(models)
     if config.text_encoder or config.method == "textual_inversion":
         objective = _with_text(models, objective, material, config)
-        named += [(f"text_encoder.{n}", p) for n, p in models.text_encoder.named_parameters() if p.requires_grad]
+        for part in models.encoders:
+            named += [(f"{part}.{n}", p) for n, p in getattr(models, part).named_parameters() if p.requires_grad]
     parameters = [p for _, p in named]
     precision = config.mixed_precision
     if precision == "fp16" and models.device.type == "cpu":
@@ -186,16 +187,16 @@ def _prepare(models: Models, material: Material, config: Training, learning_rate
 
 
 def _with_text(models: Models, objective: Objective, material: Material, config: Training) -> Objective:
-    """A text encoder that learns: adapters, or a new word. Captions are read anew in each step, as their states change."""
-    if models.is_xl:
-        raise BadConfigError("the text encoders of a Stable Diffusion XL cannot be taught yet", do="take method full or lora")
-    models.text_encoder.requires_grad_(False)
-    if config.method == "textual_inversion":
-        if not any(config.placeholder in item.caption for item in material.train):
-            raise BadConfigError(f"no caption has the word {config.placeholder}", do="write it into the captions")
-        words.add(models.tokenizer, models.text_encoder, config.placeholder, config.placeholder_vectors, config.initializer)
-    else:
-        adapters.add(models.text_encoder, config.method, config.lora_rank, config.lora_alpha, config.seed)
+    """Text encoders that learn: adapters, or a new word. Captions are read anew in each step, as their states change."""
+    if config.method == "textual_inversion" and not any(config.placeholder in item.caption for item in material.train):
+        raise BadConfigError(f"no caption has the word {config.placeholder}", do="write it into the captions")
+    for part, reader in models.encoders.items():
+        encoder, tokenizer = getattr(models, part), getattr(models, reader)
+        encoder.requires_grad_(False)
+        if config.method == "textual_inversion":
+            words.add(tokenizer, encoder, config.placeholder, config.placeholder_vectors, config.initializer)
+        else:
+            adapters.add(encoder, config.method, config.lora_rank, config.lora_alpha, config.seed)
     models.text_taught = True
     return replace(objective, read=models.read, tokens=int(models.tokenizer.model_max_length))
 

@@ -22,7 +22,8 @@ class Objective:
     prediction: diffusion.Prediction
     scaling: float
     device: torch.device
-    read: Callable[[list[str], int], Tensor] | None = None  # captions and pieces -> states, where the text encoder learns too
+    # captions and pieces -> states, and wholes of a Stable Diffusion XL, where its text encoders learn too
+    read: Callable[[list[str], int], tuple[Tensor, Tensor | None]] | None = None
     tokens: int = 0  # that it reads at a time
 
     @classmethod
@@ -41,9 +42,11 @@ class Objective:
             torch.stack([getattr(r, name) for r in rows]).to(self.device) for name in ("latents", "noise", "mixed_in", "states")
         )
         timesteps = torch.tensor([r.timestep for r in rows]).to(self.device)
-        if self.read:
-            states = self.read([r.caption for r in rows], len(rows[0].states) // self.tokens)
         extra = conditions([r.added for r in rows], self.device)
+        if self.read:
+            states, whole = self.read([r.caption for r in rows], len(rows[0].states) // self.tokens)
+            if whole is not None and extra:
+                extra["added_cond_kwargs"]["text_embeds"] = whole
 
         def said(seen: Tensor) -> Tensor:
             return unet(seen, timesteps, encoder_hidden_states=states, return_dict=False, **extra)[0]

@@ -157,7 +157,9 @@ def _test_loss(pictures: material.Material, base: Models, tuned: Models) -> dict
     """The step loss on the test pictures, fixed noise and timesteps: base, tuned, and the paired difference by picture."""
     if not pictures.test:
         return {"base": None, "tuned": None, "change": asdict(statistics.paired_interval([], []))}
-    own = replace(pictures, states=encoder.States(tuned)) if tuned.text_taught else pictures
+    own, read = pictures, encoder.States(tuned)
+    if tuned.text_taught:
+        own = replace(pictures, states=read, pooled=read.pooled if tuned.is_xl else None)
     found = {
         who: objective.held_out_losses(m.unet, objective.Objective.of(m), pictures.test, told)
         for who, m, told in (("base", base, pictures), ("tuned", tuned, own))

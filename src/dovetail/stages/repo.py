@@ -18,6 +18,7 @@ from dovetail.edges.registry import Registry
 from dovetail.records import Example, Rejected, ScoredSample
 
 PAIRS_SHOWN = 8
+LEARNT = "learned_embeds.safetensors"
 OPEN_CLIP_WIDTH = 1024  # of the text encoder of SD 2.x; that of SD 1.x has 768
 
 
@@ -62,7 +63,7 @@ def publish(
         f for f in base.manifest.files if "/" not in f and f.upper().startswith(("LICENSE", "LICENCE", "HINTS.JSON"))
     ):
         link_or_copy(base.folder / name, root / name)
-    write_bytes(root / "NOTICE", _notice(base_name, base, examples).encode())
+    write_bytes(root / "NOTICE", _notice(base_name, base, examples, _changed(tuned, method)).encode())
     sums = digest_folder(root)
     write_bytes(root / "SHA256SUMS", "".join(f"{sha}  {name}\n" for name, sha in sums.items()).encode())
     number = digests.of_files(sums)[:12]
@@ -71,32 +72,37 @@ def publish(
 
 
 def _adapters(tuned: Models, method: str, root: Path) -> None:
-    """The adapters in files of their own; then added in, a taught text encoder's into its folder."""
-    taught = {"unet": tuned.unet} | ({"text_encoder": tuned.text_encoder} if tuned.text_taught else {})
-    adapters.write(root, *taught.values())
+    """The adapters in files of their own; then added in, those of taught text encoders into their folders."""
+    taught = {"unet": tuned.unet} | ({part: getattr(tuned, part) for part in tuned.encoders} if tuned.text_taught else {})
+    adapters.write(root, taught)
     own = (
         partial(layouts.kohya_name, rename=partial(layouts.sgm_module, **_shape(tuned))) if tuned.is_xl else layouts.kohya_name
     )
-    names = {"unet": own, "text_encoder": layouts.kohya_text_name}
+    first = partial(layouts.kohya_text_name, encoder="te1") if tuned.is_xl else layouts.kohya_text_name
+    names = {"unet": own, "text_encoder": first, "text_encoder_2": partial(layouts.kohya_text_name, encoder="te2")}
     adapters.write_kohya(root / ("lycoris_lokr.safetensors" if method == "lokr" else "kohya_lora.safetensors"), names, taught)
     for model in taught.values():
         adapters.fuse(model)
     if tuned.text_taught:
-        _text_encoder(tuned, root)
+        _text_encoders(tuned, root)
 
 
 def _new_word(tuned: Models, placeholder: str, root: Path) -> None:
-    """The learnt vectors in a file of their own; then in the text encoder and the tokenizer."""
-    words.write(tuned.text_encoder, placeholder, root / "learned_embeds.safetensors")
-    words.fuse(tuned.text_encoder)
-    _text_encoder(tuned, root)
-    shutil.rmtree(root / "tokenizer")
-    tuned.tokenizer.save_pretrained(root / "tokenizer")
+    """The learnt vectors in a file of their own; then in the text encoders and the tokenizers."""
+    encoders = [getattr(tuned, part) for part in tuned.encoders]
+    words.write(dict(zip(("clip_l", "clip_g") if tuned.is_xl else (placeholder,), encoders, strict=True)), root / LEARNT)
+    for encoder in encoders:
+        words.fuse(encoder)
+    _text_encoders(tuned, root)
+    for reader in tuned.encoders.values():
+        shutil.rmtree(root / reader)
+        getattr(tuned, reader).save_pretrained(root / reader)
 
 
-def _text_encoder(tuned: Models, root: Path) -> None:
-    shutil.rmtree(root / "text_encoder")  # links to the base's own
-    tuned.text_encoder.save_pretrained(root / "text_encoder", safe_serialization=True)
+def _text_encoders(tuned: Models, root: Path) -> None:
+    for part in tuned.encoders:
+        shutil.rmtree(root / part)  # links to the base's own
+        getattr(tuned, part).save_pretrained(root / part, safe_serialization=True)
 
 
 def _single_file_names(tuned: Models) -> dict[str, tuple[str, tuple[str, ...]]]:
@@ -158,9 +164,17 @@ def _provenance(
     }
 
 
-def _notice(base_name: str, base: Artifact, examples: list[Example]) -> str:
+def _changed(tuned: Models, method: str) -> str:
+    """What is no longer the base's own."""
+    text = "text encoders" if tuned.is_xl else "text encoder"
+    if method == "textual_inversion":
+        return text
+    return f"U-Net and {text}" if tuned.text_taught else "U-Net"
+
+
+def _notice(base_name: str, base: Artifact, examples: list[Example], changed: str) -> str:
     lines = [
-        f"This model was made from {base_name} by changing the weights of its U-Net.",
+        f"This model was made from {base_name} by changing the weights of its {changed}.",
         "",
         "It was tuned on pictures by:",
     ]
