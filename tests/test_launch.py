@@ -133,25 +133,6 @@ def test_checkpoints_of_another_training_are_neither_overwritten_nor_continued(
     assert unet_digest(longer) == unet_digest(at_once)
 
 
-def test_two_processes_learn_what_one_does(tiny_base: Path, pictures: Path, tmp_path: Path) -> None:
-    go(tiny_base, pictures, tmp_path / "one", train_batch_size=4, gradient_accumulation_steps=1)
-    ready = words(tiny_base, pictures, tmp_path / "two", train_batch_size=2, gradient_accumulation_steps=1)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    done = subprocess.run(
-        [*launcher, str(ROOT / "train_text_to_image.py"), *ready], capture_output=True, text=True, timeout=200, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    base, one, two = (tensors.read(folder / TAKEN) for folder in (tiny_base, tmp_path / "one", tmp_path / "two"))
-    moved = torch.cat([(one[n] - base[n]).flatten().abs() for n in base]).mean()
-    apart = torch.cat([(one[n] - two[n]).flatten().abs() for n in base]).mean()
-    assert moved > 1e-4 and apart < 0.01 * moved
-    losses = [
-        [json.loads(row)["loss"] for row in (tmp_path / which / "logs" / "metrics.jsonl").read_text().splitlines()]
-        for which in ("one", "two")
-    ]
-    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
-
-
 def test_pictures_are_encoded_once_whatever_the_other_flags(
     tiny_base: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

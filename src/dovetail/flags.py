@@ -70,6 +70,7 @@ FLAGS: dict[str, tuple[Any, Any, str]] = {  # name: kind, default, meaning
     "image_interpolation_mode": (("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"), "lanczos", "to resize by"),
 }  # fmt: skip
 OWN: dict[str, tuple[Any, Any, str]] = {  # flags that the example does not have
+    "shard": (bool, False, "a part of weights, gradients, moments and averages in each process, as accelerate's --use_fsdp"),
     "ray_workers": (int, 0, "processes that Ray starts, on the cluster of RAY_ADDRESS or here; 0 means no Ray"),
 }
 SCHEDULES: dict[str, Schedule] = {  # names of diffusers -> ours

@@ -148,8 +148,9 @@ def run(flags: argparse.Namespace, given: set[str]) -> Path:
     )  # fmt: skip
     try:
         taught = learner.teach(
-            models, told, config, rate, out, show, lambda step: _sample(flags, models, out, step), tracker.log, start
-        )
+            models, told, config, rate, out, show, lambda step: _sample(flags, models, out, step), tracker.log, start,
+            shard=flags.shard,
+        )  # fmt: skip
     except KeyboardInterrupt as stop:
         raise StoppedError("stopped", do="add --resume_from_checkpoint=latest to go on from here") from stop
     tracker.close()

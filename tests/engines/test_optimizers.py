@@ -12,7 +12,7 @@ from torch import Tensor
 from dovetail.config import Training
 from dovetail.edges import tensors
 from dovetail.edges.models import Models
-from dovetail.engines import learner, optimizers
+from dovetail.engines import learner, optimizers, preparation
 from dovetail.errors import TrainingError
 
 FUSED: dict[str, Any] = {"fused_backward": True, "max_grad_norm": None}
@@ -93,7 +93,7 @@ def test_gradients_that_wait_as_bf16_are_the_same_numbers(
 
     monkeypatch.setattr(optimizers.Packed, "step", watched)
     monkeypatch.setattr(optimizers.Packed, "CHUNK", 5_000)
-    monkeypatch.setattr(learner, "CHEAP", 2**60)
+    monkeypatch.setattr(preparation, "CHEAP", 2**60)
     packed, same = teach(tiny_base, tmp_path / "packed", material(), asked)
     assert tensors.digest(packed) == tensors.digest(plain) and same == curve
     weights = 4 * sum(p.numel() for p in Models(tiny_base, CPU).unet.parameters())

@@ -7,30 +7,25 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import AutocastKwargs
 from torch import Tensor
 
 from dovetail.config import Training
 from dovetail.core import schedules, trends
-from dovetail.edges import adapters, folders, machine, shapes, words
+from dovetail.edges import folders, machine, shapes
 from dovetail.edges.models import Models
-from dovetail.engines import attention, checkpoints, material, optimizers
-from dovetail.engines.lessons import Lessons, averaged, best, put, resume, save, save_best
+from dovetail.engines import checkpoints, material, processes, sharding
+from dovetail.engines.lessons import Lessons, averaged, best, put, resume, save, save_best, wholes
 from dovetail.engines.material import Material, Row
-from dovetail.engines.objective import Objective, held_out_losses, training_losses
-from dovetail.engines.stopwatch import Stopwatch
+from dovetail.engines.objective import held_out_losses, training_losses
+from dovetail.engines.preparation import CHEAP, TEXT_ENCODER, prepare
 from dovetail.errors import BadConfigError, StoppedError, TrainingError
 
 MERGED_AREA = {"cpu": 64 * 16 * 16, "cuda": 16 * 64 * 64}  # latent pixels of the micro-batches that are merged into one
-CHEAP = 16  # activations that take less than this part of the device's memory are not worth recomputing
-ADAPTERS = ("lora", "dora", "lokr")
 SKIPS = 20  # steps in a row that a loss scaler may skip while it looks for its scale
 BACKS = 3  # times that a training may be rolled back
 
@@ -68,17 +63,19 @@ def teach(
     on_sample: Callable[[int], None],
     on_step: Callable[[int, dict[str, float]], None] = lambda step, numbers: None,
     start: Path | None = None,
+    shard: bool = False,
 ) -> Taught:
     """Train for `config.steps` optimizer steps, or until the held-out loss has had no new low for `config.early_stop` times.
 
     `folder` holds the checkpoints; called again on the same folder after a kill, it goes on from the newest whole one
     and ends with the same weights; `start` is another one to go on from, and newer ones are put aside. `on_sample(step)` is
-    called with the averaged weights in place, `on_step(step, numbers)` with loss, gradient norm and learning rate.
+    called with the averaged weights in place, `on_step(step, numbers)` with loss, gradient norm and learning rate. `shard` cuts
+    weights, gradients, moments and averages of a U-Net in parts, one a process, as accelerate's `--use_fsdp` does.
     Raises TrainingError where the loss is no number or memory does not do, BadConfigError where the checkpoints are of a
     training that was asked for otherwise, StoppedError where the time is up, KeyboardInterrupt where it was stopped: both after
     a checkpoint.
     """
-    lessons = _prepare(models, material, config, learning_rate, show)
+    lessons = prepare(models, material, config, learning_rate, show, shard)
     step = resume(lessons, folder, start)
     if step == 0:
         _hold_out(lessons, 0, folder)
@@ -108,7 +105,9 @@ def teach(
                 raise _stopped(last, step, config)
     lessons.optimizer.state.clear()  # a large model is written and read back where its averages lay
     machine.give_memory_back()
-    weights = dict(zip(lessons.names, (a.cpu() for a in lessons.average), strict=True))
+    weights = {n: a.cpu() for n, a in wholes(lessons, lessons.average, everywhere=True).items()}
+    if lessons.sharded:
+        models.unet = sharding.whole(lessons.unet, weights, models.device, "no")
     return Taught(step, weights, lessons.curve, best(lessons, folder), _pace(lessons))
 
 
@@ -132,73 +131,16 @@ def _look(lessons: Lessons, step: int, told: dict[str, float], folder: Path, on_
         _hold_out(lessons, step, folder)
     if step % 10 == 0 or _ended(lessons, step):
         lessons.curve.append({"step": step, **told})
-    if (step % config.sample_every == 0 or _ended(lessons, step)) and lessons.accelerator.is_main_process:
+    if step % config.sample_every == 0 or _ended(lessons, step):
         with averaged(lessons):
-            on_sample(step)
+            if lessons.accelerator.is_main_process:
+                on_sample(step)
 
 
 def _speed(config: Training, times: Sequence[float]) -> str:
     """Pictures a second over the latest steps; a pause long ago does not count."""
     pictures = (len(times) - 1) * config.batch_size * config.gradient_accumulation_steps
     return f"{pictures / (times[-1] - times[0]):.0f} pictures/s"
-
-
-def _prepare(models: Models, material: Material, config: Training, learning_rate: float, show: folders.Showing) -> Lessons:
-    if models.device.type == "cpu":
-        machine.hold_memory()
-        models.unet.set_attn_processor(attention.CacheAttention())
-    models.prediction = config.prediction_type
-    unet = models.unet
-    unet.requires_grad_(config.method == "full")
-    if config.method in ADAPTERS:
-        adapters.add(unet, config.method, config.lora_rank, config.lora_alpha, config.seed)
-    if config.gradient_checkpointing:
-        unet.enable_gradient_checkpointing()
-    named = [(n, p) for n, p in unet.named_parameters() if p.requires_grad]
-    objective = Objective.of(models)
-    if config.text_encoder or config.method == "textual_inversion":
-        objective = _with_text(models, objective, material, config)
-        for part in models.encoders:
-            named += [(f"{part}.{n}", p) for n, p in getattr(models, part).named_parameters() if p.requires_grad]
-    parameters = [p for _, p in named]
-    precision = config.mixed_precision
-    if precision == "fp16" and models.device.type == "cpu":
-        show.say("warning: the CPU has no fp16 training: bf16 is used")
-        precision = "bf16"
-    # One process may train several times, each time in another precision; accelerate would keep the first.
-    AcceleratorState._reset_state()
-    uncached = AutocastKwargs(cache_enabled=False)  # each weight is used once a pass: a cache would only hold its copy
-    accelerator = Accelerator(mixed_precision=precision, cpu=models.device.type == "cpu", kwargs_handlers=[uncached])
-    accelerator.gradient_accumulation_steps = 1  # whatever the launcher says: the loss is weighed here
-    if objective.read and accelerator.num_processes > 1:
-        raise BadConfigError("several processes cannot teach a text encoder yet", do="start one, or leave text_encoder")
-    if config.fused_backward and (accelerator.num_processes > 1 or accelerator.scaler is not None):
-        raise BadConfigError("fused_backward wants one process and no fp16", do="leave it, or take mixed_precision bf16")
-    prepared, optimizer = accelerator.prepare(unet, optimizers.adamw(parameters, config))
-    place = "cpu" if config.ema_on_cpu else models.device
-    average = [p.detach().to(place, copy=True) if config.ema_decay else p.detach() for p in parameters]
-    return Lessons(
-        models=models, material=material, config=config, learning_rate=learning_rate, accelerator=accelerator,
-        unet=prepared, optimizer=optimizer, parameters=parameters, names=[n for n, _ in named], average=average,
-        objective=objective, watch=Stopwatch(models.device), micro=None,
-        within=optimizers.Within(parameters, optimizer) if config.fused_backward else None,
-        packed=optimizers.packed(unet, optimizer, config, accelerator, machine.memory_bytes(models.device) // CHEAP),
-    )  # fmt: skip
-
-
-def _with_text(models: Models, objective: Objective, material: Material, config: Training) -> Objective:
-    """Text encoders that learn: adapters, or a new word. Captions are read anew in each step, as their states change."""
-    if config.method == "textual_inversion" and not any(config.placeholder in item.caption for item in material.train):
-        raise BadConfigError(f"no caption has the word {config.placeholder}", do="write it into the captions")
-    for part, reader in models.encoders.items():
-        encoder, tokenizer = getattr(models, part), getattr(models, reader)
-        encoder.requires_grad_(False)
-        if config.method == "textual_inversion":
-            words.add(tokenizer, encoder, config.placeholder, config.placeholder_vectors, config.initializer)
-        else:
-            adapters.add(encoder, config.method, config.lora_rank, config.lora_alpha, config.seed)
-    models.text_taught = True
-    return replace(objective, read=models.read, tokens=int(models.tokenizer.model_max_length))
 
 
 def _gradients(lessons: Lessons, step: int, stop: int) -> tuple[float, float, int]:
@@ -219,6 +161,8 @@ def _gradients(lessons: Lessons, step: int, stop: int) -> tuple[float, float, in
         norm = lessons.within.norm()
     elif lessons.packed:
         norm = lessons.packed.clip(most)
+    elif lessons.sharded:
+        norm = sharding.norm(lessons.parameters, most)
     else:
         norm = float(lessons.accelerator.clip_grad_norm_(lessons.parameters, most))
     lessons.watch.lap("sync")
@@ -231,7 +175,7 @@ def _update(lessons: Lessons, step: int) -> None:
     _forget(lessons)
     if lessons.config.ema_decay:
         decay = schedules.ema_decay(step, lessons.config.ema_decay)
-        weights = [p.detach().to(a.device) for p, a in zip(lessons.parameters, lessons.average, strict=True)]
+        weights = [sharding.local(p).to(a.device) for p, a in zip(lessons.parameters, lessons.average, strict=True)]
         torch._foreach_lerp_(lessons.average, weights, 1 - decay)
     lessons.watch.lap("optimizer")
 
@@ -285,19 +229,25 @@ def _backward(lessons: Lessons, mine: list[Row], size: int, stop: int) -> tuple[
     unet.train()
     total = torch.zeros((), device=lessons.models.device)
     parts = list(micro_batches(mine, lessons.micro or 1))
-    for number, rows in enumerate(parts, 1):
-        with nullcontext() if number == len(parts) else accelerator.no_sync(unet):
+    # A sharded U-Net wants all processes at each pass: one that has fewer goes along, learning nothing.
+    idle = processes.most(len(parts), total.device) - len(parts) if lessons.sharded else 0
+    for number, rows in enumerate(parts + parts[-1:] * idle, 1):
+        counts = number <= len(parts)
+        with nullcontext() if lessons.sharded or number == len(parts) else accelerator.no_sync(unet):
             losses = training_losses(lessons.objective, unet, rows, lessons.config)
             lessons.watch.lap("forward")
             if lessons.within:
                 lessons.within.on = number == len(parts)
                 if not bool(losses.isfinite().all()):
                     return math.nan, stop  # before a weight is spoilt by it
-            accelerator.backward(losses.sum() * accelerator.num_processes / size)
+            accelerator.backward(counts * losses.sum() * accelerator.num_processes / size)
             lessons.watch.lap("backward")
-        total += losses.detach().sum()
+        total += counts * losses.detach().sum()
     if accelerator.num_processes == 1:
         return float(total) / size, stop
+    if lessons.objective.read:
+        named = zip(lessons.names, lessons.parameters, strict=True)
+        processes.average_gradients([p for name, p in named if name.startswith(TEXT_ENCODER)])
     heard = accelerator.gather(torch.stack([total, torch.full_like(total, stop)])[None])
     return float(heard[:, 0].sum()) / size, int(heard[:, 1].max())
 
@@ -357,14 +307,17 @@ def _roll_back(lessons: Lessons, step: int, folder: Path, show: folders.Showing)
 
 def _hold_out(lessons: Lessons, step: int, folder: Path) -> None:
     """Append the losses of the averaged weights on validation pictures and on as many training pictures; keep the best."""
-    for name, items in (
-        ("validation", lessons.material.validation),
-        ("train", lessons.material.train[: len(lessons.material.validation)]),
-    ):
-        if items:
-            with averaged(lessons):
-                losses = held_out_losses(lessons.unet, lessons.objective, items, lessons.material)
-            lessons.curve.append({"step": step, "set": name, "losses": losses})
+    measured: list[dict[str, Any]] = []
+    with averaged(lessons):
+        if lessons.accelerator.is_main_process or not lessons.sharded:
+            for name, items in (
+                ("validation", lessons.material.validation),
+                ("train", lessons.material.train[: len(lessons.material.validation)]),
+            ):
+                if items:
+                    losses = held_out_losses(lessons.unet, lessons.objective, items, lessons.material)
+                    measured.append({"step": step, "set": name, "losses": losses})
+    lessons.curve += processes.from_main(measured) if lessons.sharded else measured
     if trends.best_step(lessons.curve) == step:
         save_best(lessons, step, folder)
 

@@ -1,7 +1,7 @@
 """Where a training stands: what it works on, how that is written down, and how it is taken up again."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +14,7 @@ from torch import Tensor
 from dovetail.config import Training
 from dovetail.core import digests, schedules, trends
 from dovetail.edges.models import Models
-from dovetail.engines import checkpoints
+from dovetail.engines import checkpoints, sharding
 from dovetail.engines.checkpoints import Checkpoint
 from dovetail.engines.material import Material
 from dovetail.engines.objective import Objective
@@ -41,11 +41,13 @@ class Lessons:
     optimizer: Any
     parameters: list[torch.nn.Parameter]
     names: list[str]
-    average: list[Tensor]  # the parameters themselves where no average is kept
+    average: list[Tensor]  # this process' parts of it; the parameters themselves where no average is kept
     objective: Objective
     watch: Stopwatch
     within: Within | None  # where weights are updated within the backward pass
     packed: Packed | None  # where gradients wait as bf16
+    unet_config: str  # as diffusers writes it
+    sharded: bool  # whether the U-Net's weights are cut in parts, one a process
     micro: int | None  # pictures a forward pass at most; None until the first step
     curve: list[dict[str, Any]] = field(default_factory=list)
     factor: float = 1.0  # of the learning rate, halved each time that the training was rolled back
@@ -55,7 +57,11 @@ class Lessons:
 
 @contextmanager
 def averaged(lessons: Lessons) -> Iterator[None]:
-    """The averaged weights in the model's place."""
+    """The averaged weights in the model's place; of a sharded one, a U-Net in one piece in the main process alone."""
+    if lessons.sharded:
+        with _in_one_piece(lessons):
+            yield
+        return
     kept = [p.data for p in lessons.parameters]
     for parameter, average in zip(lessons.parameters, lessons.average, strict=True):
         parameter.data = average.to(parameter.device)
@@ -69,12 +75,42 @@ def averaged(lessons: Lessons) -> Iterator[None]:
         lessons.unet.train(was)
 
 
+@contextmanager
+def _in_one_piece(lessons: Lessons) -> Iterator[None]:
+    weights, cut = wholes(lessons, lessons.average), lessons.unet
+    if lessons.accelerator.is_main_process:
+        precision = lessons.accelerator.mixed_precision
+        lessons.unet = lessons.models.unet = sharding.whole(cut, weights, lessons.models.device, precision)
+    try:
+        yield
+    finally:
+        lessons.unet = lessons.models.unet = cut
+
+
+def wholes(lessons: Lessons, parts: Sequence[Tensor], everywhere: bool = False) -> dict[str, Tensor]:
+    """Weights or averages by name, each in one piece.
+
+    All processes of a sharded training must ask at once; unless they shall have them `everywhere`, the main one alone does.
+    """
+    return _in_whole(lessons, lessons.names, parts, lessons.parameters, everywhere)
+
+
+def _in_whole(
+    lessons: Lessons, names: Sequence[str], parts: Sequence[Tensor], likes: Sequence[Any], everywhere: bool = False
+) -> dict[str, Tensor]:
+    if not lessons.sharded:
+        return dict(zip(names, parts, strict=True))
+    keep = everywhere or lessons.accelerator.is_main_process
+    return {n: whole.cpu() for n, whole in zip(names, sharding.gathered(parts, likes), strict=True) if keep}
+
+
 def save(lessons: Lessons, step: int, folder: Path) -> None:
     """Write `folder/checkpoint-N`; then delete older ones, and the best weights of before."""
     with lessons.watch.pause():
         lessons.accelerator.wait_for_everyone()
+        whole = _whole(lessons, step)
         if lessons.accelerator.is_main_process:
-            checkpoints.save(folder, _whole(lessons, step), lessons.config.checkpoints_kept)
+            checkpoints.save(folder, whole, lessons.config.checkpoints_kept)
             checkpoints.prune(folder, "best", trends.best_step(lessons.curve))
         lessons.accelerator.wait_for_everyone()
 
@@ -82,9 +118,8 @@ def save(lessons: Lessons, step: int, folder: Path) -> None:
 def save_best(lessons: Lessons, step: int, folder: Path) -> None:
     """Write `folder/best-N`, the averaged weights alone; older ones stay until a checkpoint knows of this one."""
     with lessons.watch.pause():
+        files = {_files(lessons.config)[1]: wholes(lessons, lessons.average)}
         if lessons.accelerator.is_main_process:
-            _, averages = _files(lessons.config)
-            files = {averages: dict(zip(lessons.names, lessons.average, strict=True))}
             checkpoints.write(folder / f"best-{step}", Checkpoint(step, files, {}, _texts(lessons, files)))
         lessons.accelerator.wait_for_everyone()
 
@@ -118,13 +153,14 @@ def put(lessons: Lessons, found: Checkpoint) -> None:
     """Put a checkpoint in place of where the training stands."""
     weights, averages = (found.files.get(name) for name in _files(lessons.config))
     for name, parameter, average in zip(lessons.names, lessons.parameters, lessons.average, strict=True):
-        parameter.data.copy_((weights or {})[name])
+        sharding.local(parameter).copy_(sharding.local(sharding.cut((weights or {})[name], parameter)))
         if averages:
-            average.copy_(averages[name])
+            sharding.local(average).copy_(sharding.local(sharding.cut(averages[name], parameter)))
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in found.files["optimizer.safetensors"].items():
         number, key = name.split(".")
-        state.setdefault(int(number), {})[key] = tensor
+        like = lessons.parameters[int(number)]
+        state.setdefault(int(number), {})[key] = tensor if tensor.ndim == 0 else sharding.cut(tensor, like)
     whole = lessons.optimizer.state_dict()
     lessons.optimizer.load_state_dict({"state": state, "param_groups": whole["param_groups"]})
     if lessons.accelerator.scaler and found.state["scaler"]:
@@ -141,14 +177,10 @@ def _files(config: Training) -> tuple[str, str]:
 
 
 def _whole(lessons: Lessons, step: int) -> Checkpoint:
-    adam = lessons.optimizer.state_dict()["state"]
     weights, averages = _files(lessons.config)
-    files = {
-        weights: {n: p.data for n, p in zip(lessons.names, lessons.parameters, strict=True)},
-        "optimizer.safetensors": {f"{i}.{k}": torch.as_tensor(v) for i, entry in adam.items() for k, v in entry.items()},
-    }
+    files = {weights: wholes(lessons, [p.data for p in lessons.parameters]), "optimizer.safetensors": _moments(lessons)}
     if lessons.config.ema_decay:
-        files[averages] = dict(zip(lessons.names, lessons.average, strict=True))
+        files[averages] = wholes(lessons, lessons.average)
     state = {
         "asked": _asked(lessons), "steps": lessons.config.steps, "micro": lessons.micro, "factor": lessons.factor,
         "curve": lessons.curve, "scaler": lessons.accelerator.scaler.state_dict() if lessons.accelerator.scaler else {},
@@ -156,11 +188,20 @@ def _whole(lessons: Lessons, step: int) -> Checkpoint:
     return Checkpoint(step, files, state, _texts(lessons, files))
 
 
+def _moments(lessons: Lessons) -> dict[str, Tensor]:
+    """What the optimizer knows of each weight; gathered as `wholes` does."""
+    state = lessons.optimizer.state_dict()["state"]
+    told = {(number, key): torch.as_tensor(value) for number, entry in state.items() for key, value in entry.items()}
+    counts = {f"{n}.{key}": tensor for (n, key), tensor in told.items() if tensor.ndim == 0}
+    cut = {f"{n}.{key}": (tensor, lessons.parameters[n]) for (n, key), tensor in told.items() if tensor.ndim}
+    return counts | _in_whole(lessons, list(cut), [tensor for tensor, _ in cut.values()], [like for _, like in cut.values()])
+
+
 def _texts(lessons: Lessons, files: dict[str, dict[str, Tensor]]) -> dict[str, str]:
     """What diffusers wants beside the weights."""
     if lessons.config.method != "full":
         return {}
-    return {f"{Path(name).parent}/config.json": lessons.models.unet.to_json_string() for name in files if "/" in name}
+    return {f"{Path(name).parent}/config.json": lessons.unet_config for name in files if "/" in name}
 
 
 def _asked(lessons: Lessons) -> dict[str, Any]:
