@@ -17,6 +17,7 @@ class Wish:
     guidance_scale: float
     width: int  # pixels
     height: int
+    model: str = ""  # one of `Served.others`, say the base it was tuned from; empty is the model in force
     sampler: str = ""  # a name of `Served.samplers`; empty is the model's own
     image: bytes = b""  # an encoded picture to begin from; empty is noise alone
     strength: float = 1.0  # how much of that picture is painted anew, 0..1
@@ -59,6 +60,7 @@ class Served:
     multiple: int  # sides of pictures are multiples of this
     most_pixels: int  # of a picture
     samplers: tuple[str, ...]  # the model's own first
+    others: tuple[str, ...] = ()  # further models that a wish may name
     licence: str
     restrictions: str = ""  # of use
     run: str = ""  # that taught it, where known
