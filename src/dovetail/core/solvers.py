@@ -164,10 +164,10 @@ def gather(at: Sequence[tuple[Plan, int]], device: torch.device | str = "cpu", d
     """The coefficients of step number `at[i][1]` (0 is the first) of plan `at[i][0]`, for each row i of a batch."""
 
     def column(rows: list[Tensor]) -> Tensor:  # (b, k) to (k, b, 1, 1, 1)
-        return torch.stack(rows).T.to(device, dtype)[..., None, None, None]
+        return torch.stack(rows).T.to(dtype).to(device)[..., None, None, None]
 
     return Rows(
-        timesteps=torch.stack([p.timesteps[i] for p, i in at]).to(device, dtype),
+        timesteps=torch.stack([p.timesteps[i] for p, i in at]).to(dtype).to(device),
         enter=column([p.enter[i : i + 1] for p, i in at])[0],
         believe=column([p.believe[i] for p, i in at]),
         onward=column([p.onward[i] for p, i in at]),
