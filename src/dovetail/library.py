@@ -136,13 +136,16 @@ def paint(
     out: str | None = None,
 ) -> bytes:
     """One picture as PNG bytes, written to `out` where given. `model`: a folder, a registry name, or `embedded`."""
-    from dovetail.edges import app
     from dovetail.stages import endpoint
+    from dovetail.wishes import Wish
 
     folder, name, version = _located(model, Registry(default_root()))
     engine = endpoint.engine_of(folder, name, version)
     scale = guidance_scale or bases.hints(folder).guidance_scale
-    wish = app.Wish(prompt=prompt, negative_prompt=negative_prompt, seed=seed, steps=steps, guidance_scale=scale)
+    side = engine.served.side
+    wish = Wish(
+        prompt=prompt, negative_prompt=negative_prompt, seed=seed, steps=steps, guidance_scale=scale, width=side, height=side,
+    )  # fmt: skip
     picture = engine.paint(wish)
     if out:
         write_bytes(Path(out), picture)

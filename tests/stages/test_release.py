@@ -198,14 +198,14 @@ def test_a_registry_that_cannot_be_read_for_a_moment_does_not_end_the_following(
             raise found
         return found  # type: ignore[no-any-return]
 
-    studio = web.Studio(web.Engine(paint=lambda wish: b"", name="cats", version="v1", side=SIDE, licence=""))
+    studio = endpoint.Single(endpoint.engine_of(tiny_base, "cats", "v1"))
     stopped, told = threading.Event(), Serving(find)
     follower = threading.Thread(target=endpoint._follow, args=(find, "cats", studio, stopped, told), daemon=True)
     follower.start()
     try:
-        while follower.is_alive() and studio.engine.version != "v2":
+        while follower.is_alive() and studio.served.version != "v2":
             time.sleep(0.02)
-        assert studio.engine.version == "v2", "the follower has ended"
+        assert studio.served.version == "v2", "the follower has ended"
     finally:
         stopped.set()
         follower.join()

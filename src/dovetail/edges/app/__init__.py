@@ -1,0 +1,61 @@
+"""The endpoint's door: OpenAI's, Hugging Face's and the web UI's wire formats over one studio (FastAPI, uvicorn)."""
+
+from collections.abc import Callable
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from prometheus_client import CollectorRegistry
+from starlette.exceptions import HTTPException
+
+from dovetail.edges.app import faults, huggingface, openai, reading, webui
+from dovetail.edges.app.guard import Access, Guard, access_from, refuse_open
+from dovetail.edges.app.intake import Door
+from dovetail.edges.app.server import Server, bind
+from dovetail.wishes import Studio
+
+__all__ = ["Access", "Server", "access_from", "bind", "build_app", "refuse_open"]
+
+
+def _as_said(sampler: str, scheduler: str) -> str | None:
+    """A sampler is called as the model calls it."""
+    return sampler or scheduler
+
+
+def _all_pass(prompt: str) -> str | None:
+    return None
+
+
+def build_app(
+    studio: Studio,
+    default_steps: int,
+    default_guidance: float,
+    access: Access | None = None,
+    *,
+    named: Callable[[str, str], str | None] = _as_said,
+    check: Callable[[str], str | None] = _all_pass,
+) -> FastAPI:
+    """The application over a studio.
+
+    `named` makes (sampler, scheduler), as any of the wires says them, a name of `Served.samplers`, or None.
+    `check` says why a prompt is refused, or None; it may take its time.
+    """
+    door = Door(studio=studio, steps=default_steps, guidance_scale=default_guidance, named=named, check=check)
+    registry = CollectorRegistry()
+    app = FastAPI(title="Dovetail endpoint", version="1", docs_url="/docs", redoc_url=None, redirect_slashes=False)
+    for routes in (openai.router(door), webui.router(door), reading.router(door, registry), huggingface.router(door)):
+        app.include_router(routes)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        wire = faults.wire_of(request.url.path)
+        return faults.answer(faults.invalid(error, wire), wire)
+
+    @app.exception_handler(HTTPException)
+    async def refused(request: Request, error: HTTPException) -> JSONResponse:
+        plain = faults.Fault(error.status_code, error.detail, headers=error.headers)
+        fault = error if isinstance(error, faults.Fault) else plain
+        return faults.answer(fault, faults.wire_of(request.url.path))
+
+    app.add_middleware(Guard, access=access or Access(), registry=registry)
+    return app
