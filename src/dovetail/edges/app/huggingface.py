@@ -14,8 +14,8 @@ from dovetail.edges.app import intake, pictures
 from dovetail.edges.app.faults import Fault, HubFault
 from dovetail.edges.app.intake import Asked, Door
 from dovetail.edges.app.openai import Guidance, Name, Seconds, Seed, Steps, Strength, Whole, Words
-from dovetail.edges.app.waiting import drop, finished, headers, submitted
-from dovetail.wishes import Painted, Ticket
+from dovetail.edges.app.waiting import finished, headers, submitted
+from dovetail.wishes import Painted
 
 PARAMS = {
     "prompt": "inputs", "image": "inputs", "steps": "num_inference_steps", "sampler": "scheduler", "width": "width/height",
@@ -193,17 +193,17 @@ async def _answered(door: Door, request: Request, name: str) -> Response:
             raise Fault(400, "the body looks like JSON: send it with Content-Type: application/json", "content-type")
         if not data:
             raise Fault(400, "the body is empty")
-        made = await _painted(door, request, [asked_of(data, Parameters(), name)])
+        made = await finished(request, await submitted(door, request, asked_of(data, Parameters(), name)))
         return _picture(made[0], as_json)
     body = await run_in_threadpool(_parsed, data)
     given = body.parameters or Parameters()
     if body.instances is not None:
         many = [_instance(instance, given, name) for instance in body.instances]
-        made = await _painted(door, request, many)
+        made = await finished(request, await submitted(door, request, *many))
         return JSONResponse({"predictions": [pictures.encoded(p.png) for p in made]}, headers=headers(made))
     if body.inputs is None:
         raise Fault(400, "inputs: Field required", "inputs")
-    made = await _painted(door, request, [asked_of(body.inputs, given, name)])
+    made = await finished(request, await submitted(door, request, asked_of(body.inputs, given, name)))
     return _picture(made[0], as_json)
 
 
@@ -217,17 +217,6 @@ def _instance(instance: Instance | str, given: Parameters, name: str) -> Asked:
     if instance.inputs and instance.prompt is not None:
         own = own.model_copy(update={"prompt": instance.prompt})
     return asked_of(inputs, own, name)
-
-
-async def _painted(door: Door, request: Request, many: list[Asked]) -> list[Painted]:
-    tickets: list[Ticket] = []
-    try:
-        for asked in many:
-            tickets += await submitted(door, request, asked)
-        return await finished(request, tickets)
-    except BaseException:
-        drop(tickets)
-        raise
 
 
 def _picture(painted: Painted, as_json: bool) -> Response:

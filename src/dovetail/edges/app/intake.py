@@ -2,7 +2,7 @@
 
 import math
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from starlette.requests import Request
@@ -143,14 +143,14 @@ def near(served: Served, width: int, height: int) -> tuple[int, int]:
     return (longest, shortest) if width >= height else (shortest, longest)
 
 
-def caller_of(request: Request, asked: Asked) -> Caller:
-    """Who asks, and until when: the shorter of the body's deadline and the header's. Raises Fault."""
+def caller_of(request: Request, many: Sequence[Asked]) -> Caller:
+    """Who asks, and until when: the shortest of the body's deadlines and the header's. Raises Fault."""
     said = request.headers.get("x-deadline-seconds")
-    limits = [asked.deadline_seconds] if asked.deadline_seconds is not None else []
+    limits = [asked.deadline_seconds for asked in many if asked.deadline_seconds is not None]
     if said is not None:
         limits.append(_seconds(said))
     return Caller(
-        key=request.state.key, request_id=request.state.request_id, seconds=min(limits, default=None), previews=asked.previews
+        key=request.state.key, request_id=request.state.request_id, seconds=min(limits, default=None), previews=many[0].previews
     )
 
 

@@ -11,7 +11,7 @@ from starlette.requests import Request
 
 from dovetail.edges.app.faults import Fault, fault_of
 from dovetail.edges.app.intake import Asked, Door, caller_of, param_of, wishes_of
-from dovetail.wishes import DroppedError, Painted, Ticket, WishError
+from dovetail.wishes import Caller, DroppedError, Painted, Ticket, WishError
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,18 +22,24 @@ class Watch:
     gone: "asyncio.Future[None]"
 
 
-async def submitted(door: Door, request: Request, asked: Asked) -> list[Ticket]:
+async def submitted(door: Door, request: Request, *asked: Asked) -> list[Ticket]:
     """The tickets of a request, all or none. Raises Fault. What paints is asked in a thread, never in the event loop."""
-    wishes, caller = await run_in_threadpool(wishes_of, door, asked), caller_of(request, asked)
-    if why := await run_in_threadpool(door.check, asked.prompt):
-        raise Fault(400, why, param_of(asked, "prompt"), "content_policy_violation")
+    caller = caller_of(request, asked)
     try:
-        return await run_in_threadpool(door.studio.submit, wishes, caller)
+        return await run_in_threadpool(_submitted, door, asked, caller)
     except WishError as error:
-        name = param_of(asked, error.parameter)
+        name = param_of(asked[0], error.parameter)
         raise Fault(400, f"{name}: {error}" if name not in str(error) else str(error), name, "invalid_value") from error
     except Exception as error:
         raise fault_of(error) from error
+
+
+def _submitted(door: Door, many: Sequence[Asked], caller: Caller) -> list[Ticket]:
+    wishes = [wish for asked in many for wish in wishes_of(door, asked)]
+    for asked in many:
+        if why := door.check(asked.prompt):
+            raise Fault(400, why, param_of(asked, "prompt"), "content_policy_violation")
+    return door.studio.submit(wishes, caller)
 
 
 @contextlib.asynccontextmanager
