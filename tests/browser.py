@@ -14,7 +14,14 @@ from typing import Any
 import httpx
 
 ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # the standard's name of an element's reference
-KEYS = {"Control": "\ue009", "Enter": "\ue007", "Escape": "\ue00c", "ArrowLeft": "\ue012", "ArrowRight": "\ue014", "Tab": "\ue004"}
+KEYS = {
+    "Control": "\ue009",
+    "Enter": "\ue007",
+    "Escape": "\ue00c",
+    "ArrowLeft": "\ue012",
+    "ArrowRight": "\ue014",
+    "Tab": "\ue004",
+}
 # Gives the page files as if they were dropped on it.
 DROP = """
 const [name, type, text] = arguments, moved = new DataTransfer();
@@ -53,7 +60,7 @@ class Browser:
         """A command of the DevTools protocol."""
         return self.say("POST", "/goog/cdp/execute", cmd=command, params=params)
 
-    def until(self, expression: str, seconds: float = 15) -> Any:
+    def until(self, expression: str, seconds: float = 8) -> Any:
         """The value of a JavaScript expression once it is true."""
         deadline = time.monotonic() + seconds
         while not (value := self.run(f"return {expression}")):
@@ -100,7 +107,9 @@ class Browser:
 
     def shoot(self, path: Path, width: int, height: int, dark: bool = False) -> None:
         """A screenshot of the window at this size (CSS pixels)."""
-        self.cdp("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}])
+        self.cdp(
+            "Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
+        )
         self.cdp("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
         time.sleep(0.3)
         path.write_bytes(base64.b64decode(self.say("GET", "/screenshot")))

@@ -164,9 +164,18 @@ def test_previews_come_before_the_picture_and_the_endpoints_defaults_are_asked_f
     wire.slow.clear()
     page.until(DONE)
     (wish,) = wire.asked
-    wanted = {"prompt": "a red cat", "steps": 2, "guidance_scale": 3.5, "sampler": "ddim", "size": f"{SIDE}x{SIDE}", "stream": True}
+    wanted = {
+        "prompt": "a red cat",
+        "steps": 2,
+        "guidance_scale": 3.5,
+        "sampler": "ddim",
+        "size": f"{SIDE}x{SIDE}",
+        "stream": True,
+    }
     assert wanted.items() <= wish.items() and str(wish["seed"]) == page.value("seed") and "negative_prompt" not in wish
-    assert page.run("return document.querySelector('#view img').alt") == "a red cat" and re.match(r"\d+\.\d s", page.text("said"))
+    assert page.run("return document.querySelector('#view img').alt") == "a red cat" and re.match(
+        r"\d+\.\d s", page.text("said")
+    )
 
 
 @seen

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import hashlib
 import json
+import re
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
 
-from dovetail.edges import pixels
+from dovetail.edges import machine, pixels
 from dovetail.edges.models import Models
 from dovetail.engines import painter
 
@@ -23,7 +24,7 @@ class Wire:
     """What was asked of it, and what it does next."""
 
     def __init__(self, folder: Path, page: Path) -> None:
-        self.models, self.page = Models(folder, "cpu"), page
+        self.models, self.page = Models(folder, machine.pick_device()), page
         self.asked: list[dict[str, Any]] = []
         self.left = 0  # clients that went before their picture was done
         self.key = ""  # wanted, where there is one
@@ -51,11 +52,14 @@ class Wire:
         return self.answer(request, await request.json())
 
     async def edit(self, request: Request) -> Response:
-        form = await request.form()
-        image = form["image"]
-        assert not isinstance(image, str)
-        numbers = {name: json.loads(str(form[name])) for name in ("seed", "steps", "guidance_scale", "strength")}
-        return self.answer(request, dict(form) | numbers | {"image": await image.read()})
+        boundary = request.headers["Content-Type"].partition("boundary=")[2].encode()
+        form: dict[str, bytes] = {}
+        for part in (await request.body()).split(b"--" + boundary)[1:-1]:
+            head, _, value = part.partition(b"\r\n\r\n")
+            form[re.findall(rb' name="(\w+)"', head)[0].decode()] = value.removesuffix(b"\r\n")
+        image = form.pop("image")
+        numbers = {name: json.loads(form.pop(name)) for name in ("seed", "steps", "guidance_scale", "strength")}
+        return self.answer(request, {name: value.decode() for name, value in form.items()} | numbers | {"image": image})
 
     async def reproduce(self, request: Request) -> dict[str, Any]:
         same = hashlib.sha256(await request.body()).hexdigest() in {a.get("made") for a in self.asked}
