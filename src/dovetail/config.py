@@ -178,6 +178,8 @@ class Endpoint(Table):
     port: int = Field(8000, ge=0, le=65535, description="0 means any free one")
     steps: int = Field(20, gt=0, description="where a request does not say")
     guidance_scale: float | None = Field(None, ge=1, description="empty means the one that came with the base, else 7.5")
+    engine: Literal["auto", "torch", "bf16", "openvino"] = Field("auto", description="auto takes the fastest of a short trial")
+    base_too: bool = Field(False, description="serve the base that it was tuned from beside it, as model `base`")
     prompt: str = Field("", description="asked of the endpoint to see that it answers; empty means the first test caption")
     seed: int = 7
 

@@ -10,7 +10,7 @@ from dovetail.edges import settings
 from dovetail.edges.console import Show
 from dovetail.edges.folders import Artifact, Run, write_bytes
 from dovetail.edges.registry import Registry, default_root, safe_name
-from dovetail.errors import BadConfigError
+from dovetail.errors import BadConfigError, ModelError
 from dovetail.pipeline import Standing
 from dovetail.records import Release
 
@@ -136,17 +136,22 @@ def paint(
     out: str | None = None,
 ) -> bytes:
     """One picture as PNG bytes, written to `out` where given. `model`: a folder, a registry name, or `embedded`."""
+    from dovetail.engines.studio import Studio
     from dovetail.stages import endpoint
-    from dovetail.wishes import Wish
+    from dovetail.wishes import Caller, UnpaintableError, Wish, WishError
 
     folder, name, version = _located(model, Registry(default_root()))
-    engine = endpoint.engine_of(folder, name, version)
-    scale = guidance_scale or bases.hints(folder).guidance_scale
-    side = engine.served.side
+    studio = Studio(endpoint.opened(folder, name, version))
+    side, scale = studio.served.side, guidance_scale or bases.hints(folder).guidance_scale
     wish = Wish(
-        prompt=prompt, negative_prompt=negative_prompt, seed=seed, steps=steps, guidance_scale=scale, width=side, height=side,
-    )  # fmt: skip
-    picture = engine.paint(wish)
+        prompt=prompt, negative_prompt=negative_prompt, seed=seed, steps=steps, guidance_scale=scale, width=side, height=side
+    )
+    try:
+        picture = studio.submit([wish], Caller())[0].future.result().png
+    except (WishError, UnpaintableError) as error:
+        raise ModelError(str(error), do="ask for something else") from error
+    finally:
+        studio.close()
     if out:
         write_bytes(Path(out), picture)
     return picture
@@ -163,7 +168,14 @@ def serve(model: str, config: Endpoint | None = None, registry: str | None = Non
         folder, _, version = _located(model, place)
         return folder, version
 
-    endpoint.serve(find, name, bases.hints(first).guidance_scale, config or Endpoint(), Show(quiet))
+    def base(folder: Path) -> Path | None:
+        try:
+            told = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))["base"]["name"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return bases.find(str(told))
+
+    endpoint.serve(find, name, bases.hints(first).guidance_scale, config or Endpoint(), Show(quiet), base)
 
 
 def promote(name: str, version: str, reason: str = "", registry: str | None = None) -> Release:

@@ -133,7 +133,7 @@ class TestAgainstDiffusers:
 
     @pytest.mark.parametrize("prediction", PREDICTIONS)
     def test_in_every_number_of_steps_and_spacing(self, name: str, prediction: str) -> None:
-        ways = itertools.product(STEPS, SPACINGS if name != "lcm" else SPACINGS[:1])
+        ways = [*itertools.product(STEPS[:-1], SPACINGS), (STEPS[-1], SPACINGS[PREDICTIONS.index(prediction)])]
         cases = [(n, {"prediction_type": prediction, "timestep_spacing": spacing}, None) for n, spacing in ways]
         assert _worst(name, cases) <= 1e-6
 
@@ -144,7 +144,7 @@ class TestAgainstDiffusers:
 
     def test_from_pure_noise(self, name: str) -> None:
         zero = {"rescale_betas_zero_snr": True}
-        ways = [*itertools.product((1, 4, 20), PREDICTIONS[1:], SPACINGS, (None, 0.7)), (50, "sample", "linspace", None)]
+        ways = [*itertools.product((1, 4, 16), PREDICTIONS[1:], SPACINGS, (None, 0.7)), (50, "sample", "linspace", None)]
         cases = [
             (n, {**zero, "prediction_type": prediction, "timestep_spacing": spacing}, strength)
             for n, prediction, spacing, strength in ways
@@ -166,7 +166,7 @@ class TestAgainstDiffusers:
         if name.startswith("unipc"):  # diffusers ends this one in inf; the last step to sigma 0 is of first order in ours
             changes.remove({"lower_order_final": False})
             assert torch.isfinite(_ours(name, 7, {**CONFIG, "lower_order_final": False}, None, torch.float64)[-1]).all()
-        assert _worst(name, [(n, change, None) for change in changes for n in (7, 20)]) <= 1e-6
+        assert _worst(name, [(n, change, None) for change in changes for n in (6, 15)]) <= 1e-6
 
     def test_with_no_key_but_the_betas(self, name: str) -> None:
         bare = {key: CONFIG[key] for key in ("beta_start", "beta_end", "beta_schedule", "prediction_type", "clip_sample")}
@@ -176,7 +176,7 @@ class TestAgainstDiffusers:
 @pytest.mark.parametrize("name", solvers.NAMES)
 def test_diffusers_as_it_is_tells_the_same_timesteps_and_goes_the_same_way(name: str) -> None:
     """Its classes untouched, in float32: their rounding alone is up to 1e-4 of latents of size 15."""
-    for steps, spacing in itertools.product((7, 50), SPACINGS):
+    for steps, spacing in itertools.product((7, 20), SPACINGS):
         config = {**CONFIG, "timestep_spacing": spacing, "prediction_type": "v_prediction"}
         assert _apart(name, steps, config, None, torch.float32) <= 1e-4
         assert _apart(name, steps, config, 0.6, torch.float32) <= 1e-4

@@ -51,6 +51,11 @@ def peak_tflops(device: torch.device) -> float:
     return best / 1e12
 
 
+def threads() -> int:
+    """That PyTorch works with on the CPU."""
+    return torch.get_num_threads()
+
+
 def memory_bytes(device: torch.device) -> int:
     """Of a GPU, else of this machine or of the container that it gives us."""
     if device.type == "cuda":

@@ -122,10 +122,15 @@ class Models:
                 f"cannot load scheduler of the model in {self.folder}: {first_line(error)}", do="give a whole diffusers folder"
             ) from error
 
+    @cached_property
+    def shape(self) -> dict[str, Any]:
+        """The U-Net's configuration, without its weights."""
+        return dict(UNet2DConditionModel.load_config((self.unet_from or self.folder) / "unet", local_files_only=True))
+
     @property
     def resolution(self) -> int:
         """Pixels of a side that the U-Net was made for."""
-        return int(self.unet.config.sample_size) * self.pixels_per_latent
+        return int(self.shape["sample_size"]) * self.pixels_per_latent
 
     @property
     def pixels_per_latent(self) -> int:
@@ -146,7 +151,7 @@ class Models:
     @property
     def pixels_per_step(self) -> int:
         """The sides of a picture must be multiples of this, so that the U-Net can halve its latents to the end."""
-        return self.pixels_per_latent * 2 ** (len(self.unet.config.block_out_channels) - 1)
+        return self.pixels_per_latent * 2 ** (len(self.shape["block_out_channels"]) - 1)
 
     def pieces(self, text: str) -> int:
         """How many passes of the text encoder a text takes."""

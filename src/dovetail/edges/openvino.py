@@ -1,7 +1,10 @@
 """The fast engine on a CPU: the U-Net compiled by OpenVINO in bf16 (the extra `dovetail[openvino]`)."""
 
+import importlib.metadata
 import importlib.util
+import os
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,32 +31,57 @@ class _Plain(torch.nn.Module):
         return answer
 
 
+def version() -> str:
+    """Of the library; empty where it is not installed."""
+    return importlib.metadata.version("openvino") if installed() else ""
+
+
+def keep(unet: Any, tokens: int, file: Path) -> None:
+    """Write a U-Net as OpenVINO has it (`file` is an .xml; its weights lie beside it), so that it need not be made again."""
+    import openvino
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f"making-{os.getpid()}.xml")
+    openvino.save_model(_converted(unet, tokens), temporary, compress_to_fp16=False)
+    temporary.with_suffix(".bin").rename(file.with_suffix(".bin"))
+    temporary.rename(file)
+
+
+def _converted(unet: Any, tokens: int) -> Any:
+    import openvino
+
+    side = int(unet.config.sample_size)
+    example = (
+        torch.zeros(2, unet.config.in_channels, side, side),
+        torch.zeros(2),  # some solvers stand between two timesteps
+        torch.zeros(2, tokens, unet.config.cross_attention_dim),
+    )
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the tracer's remarks on shapes that never change
+        return openvino.convert_model(_Plain(unet), example_input=example)
+
+
 class CompiledUNet:
     """Called like the U-Net it was made from: latents (b, c, h, w), timestep, states (b, tokens, width) -> prediction."""
 
     def __init__(self, unet: Any, tokens: int, threads: int = 0) -> None:
-        """Raises ModelError where OpenVINO is not installed. `threads` 0 means all cores."""
+        """Of a U-Net, or of the file that `keep` wrote. `threads` 0 means all cores.
+
+        Raises ModelError where OpenVINO is not installed.
+        """
         if not installed():
             raise ModelError("OpenVINO is not installed", do="pip install 'dovetail[openvino]', or choose the torch engine")
         import openvino
 
-        self.config: Any = unet.config
-        side = int(self.config.sample_size)
-        example = (
-            torch.zeros(2, self.config.in_channels, side, side),
-            torch.zeros(2, dtype=torch.long),
-            torch.zeros(2, tokens, self.config.cross_attention_dim),
-        )
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the tracer's remarks on shapes that never change
-            traced = openvino.convert_model(_Plain(unet), example_input=example)
+        core = openvino.Core()
+        model = core.read_model(unet) if isinstance(unet, Path) else _converted(unet, tokens)
         told = {"INFERENCE_PRECISION_HINT": "bf16", "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
-        self._compiled = openvino.Core().compile_model(traced, "CPU", {k: v for k, v in told.items() if v})
+        self._compiled = core.compile_model(model, "CPU", {k: v for k, v in told.items() if v})
 
     def __call__(
         self, latents: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, return_dict: bool = False
     ) -> tuple[Tensor]:
         """The prediction, float32 (b, c, h, w)."""
-        steps = np.broadcast_to(np.atleast_1d(np.asarray(timestep, np.int64)), (len(latents),))
+        steps = np.broadcast_to(np.atleast_1d(np.asarray(timestep, np.float32)), (len(latents),))
         answer = self._compiled([latents.numpy(), np.ascontiguousarray(steps), encoder_hidden_states.numpy()])[0]
         return (torch.from_numpy(np.asarray(answer).copy()),)

@@ -132,6 +132,15 @@ def png(pixels: np.ndarray, text: dict[str, str] | None = None) -> bytes:
     return buffer.getvalue()
 
 
+def texts(png: bytes) -> dict[str, str]:
+    """The text chunks before the pixels of a PNG, by name; none where it is no PNG. Nothing is decoded."""
+    try:
+        with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
+            return {str(k): str(v) for k, v in image.info.items() if isinstance(v, str)}
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return {}
+
+
 def grid(pictures: list[np.ndarray], columns: int, gap: int = 4) -> np.ndarray:
     """Pictures of one size, side by side on white."""
     height, width = pictures[0].shape[:2]
