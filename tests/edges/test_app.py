@@ -109,9 +109,11 @@ def test_any_size_that_the_model_can_take_is_painted(serving: Serving) -> None:
         ({"prompt": ""}, "prompt"), ({"prompt": None}, "prompt"), ({"prompt": "x" * 4001}, "prompt"), ({"n": 0}, "n"),
         ({"n": 11}, "n"), ({"n": "2"}, "n"), ({"steps": 0}, "steps"), ({"steps": 151}, "steps"), ({"seed": -1}, "seed"),
         ({"guidance_scale": 0.5}, "guidance_scale"), ({"seed": 2**63}, "seed"), ({"size": "12x12"}, "size"),
-        ({"size": "128x128"}, "size"), ({"size": "0x0"}, "size"), ({"size": "big"}, "size"), ({"partial_images": 4}, "partial_images"),
+        ({"size": "128x128"}, "size"), ({"size": "0x0"}, "size"), ({"size": "big"}, "size"),
+        ({"partial_images": 4}, "partial_images"),
         ({"response_format": "jpeg"}, "response_format"), ({"output_format": "webp"}, "output_format"),
-        ({"sampler": "magic"}, "sampler"), ({"deadline_seconds": 0}, "deadline_seconds"), ({"prompt": "wishful"}, "guidance_scale"),
+        ({"sampler": "magic"}, "sampler"), ({"deadline_seconds": 0}, "deadline_seconds"),
+        ({"prompt": "wishful"}, "guidance_scale"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_done_is_refused_with_the_parameter_in_openais_shape(

@@ -144,7 +144,8 @@ def test_a_body_that_is_too_large_is_refused_before_it_is_read_and_while_it_come
 @pytest.mark.parametrize(
     ("headers", "status"),
     [
-        ({}, 200), ({"Host": "localhost:8000"}, 200), ({"Host": "evil.example"}, 403), ({"Origin": "https://evil.example"}, 403),
+        ({}, 200), ({"Host": "localhost:8000"}, 200), ({"Host": "evil.example"}, 403),
+        ({"Origin": "https://evil.example"}, 403),
         ({"Origin": "http://localhost:3000"}, 200), ({"Origin": "null"}, 403), ({"Host": "[::1]:80"}, 200),
     ],
 )  # fmt: skip
@@ -201,7 +202,7 @@ def test_a_request_keeps_its_id_and_gets_one_where_it_has_none(serving: Serving)
 def test_every_wire_tells_a_fault_in_one_line_and_goes_on(
     serving: Serving, path: str, prompt: str, status: int, said: str
 ) -> None:
-    answer = serving.client.post(path, json={key: prompt for key in WIRES[path]})
+    answer = serving.client.post(path, json=dict.fromkeys(WIRES[path], prompt))
     assert answer.status_code == status and said in _said(answer) and "/secret" not in answer.text
     assert answer.headers.get("x-should-retry") == ("false" if status == 422 else None)
     assert serving.client.post(path, json=WIRES[path]).status_code == 200
@@ -222,7 +223,9 @@ def test_too_much_is_told_with_when_to_come_again_and_none_of_it_is_painted(
     assert held.client.get("/health").status_code == 200
     held.studio.open.set()
     first.join()
-    assert held.ask().status_code == 200 and not [w for w in held.studio.painted if w.seed >= 5000 or "late" in w.prompt]
+    assert held.ask().status_code == 200 and not [
+        w for w in held.studio.painted if w.seed in (5000, 5001) or "late" in w.prompt
+    ]
 
 
 def test_a_closed_studio_is_not_ready_and_says_when_to_come_again(serving: Serving) -> None:
@@ -236,7 +239,7 @@ def test_a_closed_studio_is_not_ready_and_says_when_to_come_again(serving: Servi
 
 
 def test_a_deadline_of_the_body_or_of_a_header_ends_the_waiting(held: Serving) -> None:
-    body, header = {"deadline_seconds": 0.05}, {"x-deadline-seconds": "0.05"}
+    body, header = {"deadline_seconds": 0.1}, {"x-deadline-seconds": "0.1"}
     for path, wanted in WIRES.items():
         said = {"parameters": body} if path == "/" else body
         for answer in (
@@ -255,7 +258,7 @@ def test_overload_that_lowered_the_steps_is_told(serving: Serving) -> None:
 
 @pytest.mark.parametrize("path", [*WIRES, "stream"])
 def test_a_client_that_goes_has_its_pictures_dropped_within_a_moment(held: Serving, path: str) -> None:
-    body = {"prompt": "gone", "stream": True, "n": 2} if path == "stream" else {key: "gone" for key in WIRES[path]}
+    body = {"prompt": "gone", "stream": True, "n": 2} if path == "stream" else dict.fromkeys(WIRES[path], "gone")
     content = json.dumps(body).encode()
     host, port = held.url.removeprefix("http://").split(":")
     head = f"POST {'/v1/images/generations' if path == 'stream' else path} HTTP/1.1\r\nHost: {host}\r\n"

@@ -53,7 +53,10 @@ def build_app(
 
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> JSONResponse:
-        plain = faults.Fault(error.status_code, error.detail, headers=error.headers)
+        told = dict(error.headers or {})
+        if error.status_code == 405 and (methods := app.openapi()["paths"].get(request.url.path)):
+            told["Allow"] = ", ".join(method.upper() for method in sorted(methods))  # the router tells the first route's alone
+        plain = faults.Fault(error.status_code, error.detail, headers=told)
         fault = error if isinstance(error, faults.Fault) else plain
         return faults.answer(fault, faults.wire_of(request.url.path))
 

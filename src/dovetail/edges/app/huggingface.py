@@ -13,19 +13,20 @@ from starlette.concurrency import run_in_threadpool
 from dovetail.edges.app import intake, pictures
 from dovetail.edges.app.faults import Fault, HubFault
 from dovetail.edges.app.intake import Asked, Door
-from dovetail.edges.app.openai import Guidance, Name, Seconds, Seed, Steps, Strength, Whole, Words
+from dovetail.edges.app.openai import WHOLE, Guidance, Name, Seconds, Seed, Side, Steps, Strength, Words
 from dovetail.edges.app.waiting import finished, headers, submitted
 from dovetail.wishes import Painted
 
 PARAMS = {
     "prompt": "inputs", "image": "inputs", "steps": "num_inference_steps", "sampler": "scheduler", "width": "width/height",
 }  # fmt: skip
-Side = Annotated[Whole, Field(ge=1, le=65536)]
+Inputs = Annotated[str, Field(min_length=1)]
 BINARY = {"schema": {"type": "string", "format": "binary"}}
 STATUS = {
     400: "Something in it is wrong or cannot be done", 401: "No key, or a wrong one", 404: "Not here",
     406: "Only image/png and application/json are given", 413: "Too large", 422: "This cannot be painted",
-    429: "Too much is waiting, or too many requests", 503: "Going down, or cannot paint", 504: "Its time was up",
+    429: "Too much is waiting, or too many requests", 500: "Painting failed",
+    503: "Going down, or cannot paint", 504: "Its time was up",
 }  # fmt: skip
 ANSWERS: dict[int | str, dict[str, Any]] = {status: {"model": HubFault, "description": text} for status, text in STATUS.items()}
 ANSWERS[200] = {
@@ -60,7 +61,7 @@ class Parameters(BaseModel):
     sampler: Name | None = None
     seed: Seed | None = None
     strength: Strength | None = None
-    num_images_per_prompt: Annotated[Whole, Field(ge=1, le=1)] | None = None
+    num_images_per_prompt: Annotated[int, Field(ge=1, le=1), WHOLE] | None = None
     least_steps: Steps | None = None
     deadline_seconds: Seconds | None = None
 
@@ -70,7 +71,7 @@ class Instance(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    inputs: Annotated[str, Field(min_length=1)] | None = None
+    inputs: Inputs | None = None
     prompt: Words | None = None
     parameters: Parameters | None = None
 
@@ -80,11 +81,17 @@ class Body(BaseModel):
 
     model_config = ConfigDict(
         extra="ignore", strict=True,
-        json_schema_extra={"examples": [{"inputs": "a cat", "parameters": {"seed": 7, "num_inference_steps": 4}}]},
+        json_schema_extra={
+            "examples": [{"inputs": "a cat", "parameters": {"seed": 7, "num_inference_steps": 4}}],
+            "anyOf": [
+                {"required": [name], "properties": {name: {"type": kind}}}
+                for name, kind in (("inputs", "string"), ("instances", "array"))
+            ],
+        },
     )  # fmt: skip
 
-    inputs: Annotated[str, Field(min_length=1)] | None = None
-    instances: Annotated[list[Instance | str], Field(min_length=1, max_length=intake.MOST_PICTURES)] | None = None
+    inputs: Inputs | None = None
+    instances: Annotated[list[Instance | Inputs], Field(min_length=1, max_length=intake.MOST_PICTURES)] | None = None
     parameters: Parameters | None = None
 
 

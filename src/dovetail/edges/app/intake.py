@@ -16,7 +16,7 @@ MOST_PICTURES = 10  # of one request
 MOST_STEPS = 150
 MOST_GUIDANCE = 30.0
 MOST_SEED = 2**63 - 1
-LONGEST_SECONDS = 86400.0
+SHORTEST_SECONDS, LONGEST_SECONDS = 0.1, 86400.0  # of a deadline
 STRENGTH = 0.75  # where a request with a picture does not say
 
 Named = Callable[[str, str], str | None]  # (sampler, scheduler) as a client says them -> a name of `Served.samplers`
@@ -159,7 +159,7 @@ def _seconds(said: str) -> float:
         seconds = float(said)
     except ValueError:
         seconds = math.nan
-    if not 0 < seconds <= LONGEST_SECONDS:
+    if not SHORTEST_SECONDS <= seconds <= LONGEST_SECONDS:
         name = "x-deadline-seconds"
-        raise Fault(400, f"{name} must be seconds, up to {LONGEST_SECONDS:.0f}", name, "invalid_value")
+        raise Fault(400, f"{name} must be seconds, {SHORTEST_SECONDS} to {LONGEST_SECONDS:.0f}", name, "invalid_value")
     return seconds

@@ -20,13 +20,12 @@ FAULTS: dict[int | str, dict[str, Any]] = {
     for status, text in {
         400: "Something in it is wrong or cannot be done", 401: "No key, or a wrong one", 404: "Not here",
         413: "Too large", 422: "This cannot be painted", 429: "Too much is waiting, or too many requests",
-        503: "Going down, or cannot paint", 504: "Its time was up",
+        500: "Painting failed", 503: "Going down, or cannot paint", 504: "Its time was up",
     }.items()
 }  # fmt: skip
 
 
-def whole(value: Any) -> Any:
-    """20.0 is 20, as JSON has it."""
+def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -36,14 +35,15 @@ def _size(value: str) -> str:
     return value
 
 
-Whole = Annotated[int, BeforeValidator(whole)]
+WHOLE = BeforeValidator(_whole)  # 20.0 is 20, as JSON has it
 Words = Annotated[str, Field(max_length=intake.PROMPT_LETTERS)]
 Name = Annotated[str, Field(max_length=200)]
-Steps = Annotated[Whole, Field(ge=1, le=intake.MOST_STEPS)]
+Steps = Annotated[int, Field(ge=1, le=intake.MOST_STEPS), WHOLE]
 Guidance = Annotated[float, Field(ge=1, le=intake.MOST_GUIDANCE, allow_inf_nan=False)]
 Strength = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-Seed = Annotated[Whole, Field(ge=0, le=intake.MOST_SEED)]
-Seconds = Annotated[float, Field(gt=0, le=intake.LONGEST_SECONDS, allow_inf_nan=False)]
+Seed = Annotated[int, Field(ge=0, le=intake.MOST_SEED), WHOLE]
+Side = Annotated[int, Field(ge=1, le=65536), WHOLE]
+Seconds = Annotated[float, Field(ge=intake.SHORTEST_SECONDS, le=intake.LONGEST_SECONDS, allow_inf_nan=False)]
 
 
 class Common(BaseModel):
@@ -53,12 +53,12 @@ class Common(BaseModel):
 
     prompt: Annotated[Words, Field(min_length=1)]
     model: Name | None = None
-    n: Annotated[Whole, Field(ge=1, le=intake.MOST_PICTURES)] | None = 1
+    n: Annotated[int, Field(ge=1, le=intake.MOST_PICTURES), WHOLE] | None = 1
     size: Annotated[str, Field(pattern=r"^(auto|[0-9]{1,5}x[0-9]{1,5})?$"), AfterValidator(_size)] | None = "auto"
     response_format: Annotated[str, Field(pattern="^(b64_json|url)$")] | None = None
     output_format: Annotated[str, Field(pattern="^png$")] | None = None
     stream: bool | None = None
-    partial_images: Annotated[Whole, Field(ge=0, le=3)] | None = None
+    partial_images: Annotated[int, Field(ge=0, le=3), WHOLE] | None = None
     seed: Seed | None = None
     steps: Steps | None = None
     num_inference_steps: Steps | None = None
@@ -137,7 +137,7 @@ def asked_of(wanted: Common, image: bytes = b"", strength: float | None = None) 
 def router(door: Door) -> APIRouter:
     """The routes under /v1."""
     routes = APIRouter(prefix="/v1", tags=["openai"], responses=FAULTS)
-    streamed = {200: {"model": Made, "content": {"text/event-stream": {"schema": {"type": "string"}}}}}
+    streamed = {200: {"model": Made, "content": {"text/event-stream": {"schema": {}}}}}
 
     @routes.post("/images/generations", summary="Paint pictures of a prompt", responses=streamed)  # type: ignore[arg-type]
     async def generate(wanted: Generation, request: Request) -> Response:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter
-from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from pydantic import BaseModel
 
@@ -64,7 +64,7 @@ def router(door: Door, registry: CollectorRegistry) -> APIRouter:
             raise Fault(404, "this picture is no longer kept", "name")
         return Response(found, media_type="image/png")
 
-    @routes.get("/", summary="A page to type a prompt and see the picture", include_in_schema=False)
+    @routes.get("/", summary="A page to type a prompt and see the picture", response_class=HTMLResponse)
     async def page() -> FileResponse:
         return FileResponse(PAGE, media_type="text/html")
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from dovetail.edges.app import intake, lists, pictures
 from dovetail.edges.app.faults import Fault, WebuiFault
 from dovetail.edges.app.intake import Asked, Door, Job
-from dovetail.edges.app.openai import Guidance, Name, Seconds, Steps, Strength, Whole, Words
+from dovetail.edges.app.openai import WHOLE, Guidance, Name, Seconds, Side, Steps, Strength, Words
 from dovetail.edges.app.waiting import drop, failure, finished, submitted
 from dovetail.wishes import Painted, Served, Ticket
 
@@ -19,13 +19,15 @@ PARAMS = {
     "guidance_scale": "cfg_scale", "sampler": "sampler_name", "strength": "denoising_strength", "image": "init_images",
     "model": "override_settings.sd_model_checkpoint", "width": "width/height",
 }  # fmt: skip
-Side = Annotated[Whole, Field(ge=1, le=65536)]
+DOT = (  # a picture of one pixel, for the examples
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8BQDwAEhQGAhKmMIQAAAABJRU5ErkJggg=="
+)
 FAULTS: dict[int | str, dict[str, Any]] = {
     status: {"model": WebuiFault, "description": text}
     for status, text in {
         400: "Something in it cannot be done", 401: "No key, or a wrong one", 404: "Not here", 413: "Too large",
         422: "Something in it is wrong, or cannot be painted", 429: "Too much is waiting, or too many requests",
-        503: "Going down, or cannot paint", 504: "Its time was up",
+        500: "Painting failed", 503: "Going down, or cannot paint", 504: "Its time was up",
     }.items()
 }  # fmt: skip
 
@@ -39,13 +41,13 @@ class TextToImage(BaseModel):
 
     prompt: Words | None = ""
     negative_prompt: Words | None = ""
-    seed: Annotated[Whole, Field(ge=-1, le=intake.MOST_SEED)] | None = -1
+    seed: Annotated[int, Field(ge=-1, le=intake.MOST_SEED), WHOLE] | None = -1
     steps: Steps | None = None
     cfg_scale: Guidance | None = None
     width: Side | None = None
     height: Side | None = None
-    batch_size: Annotated[Whole, Field(ge=1, le=intake.MOST_PICTURES)] | None = 1
-    n_iter: Annotated[Whole, Field(ge=1, le=intake.MOST_PICTURES)] | None = 1
+    batch_size: Annotated[int, Field(ge=1, le=intake.MOST_PICTURES), WHOLE] | None = 1
+    n_iter: Annotated[int, Field(ge=1, le=intake.MOST_PICTURES), WHOLE] | None = 1
     sampler_name: Name | None = None
     sampler_index: Name | None = None
     scheduler: Name | None = None
@@ -67,13 +69,13 @@ class ImageToImage(TextToImage):
     """The same from a picture."""
 
     model_config = ConfigDict(
-        json_schema_extra={"examples": [{"prompt": "a cat", "init_images": ["data:image/png;base64,iVBORw0KGgo="], "steps": 4}]}
+        json_schema_extra={"examples": [{"prompt": "a cat", "init_images": [f"data:image/png;base64,{DOT}"], "steps": 4}]}
     )
 
     init_images: Annotated[list[str], Field(min_length=1, max_length=1)]
     include_init_images: bool | None = False
     mask: str | None = None
-    resize_mode: Annotated[Whole, Field(ge=0, le=3)] | None = 0
+    resize_mode: Annotated[int, Field(ge=0, le=3), WHOLE] | None = 0
 
 
 class Made(BaseModel):
@@ -87,7 +89,7 @@ class Made(BaseModel):
 class Options(BaseModel):
     """What can be set: the model that this key's requests take where they do not say, and pictures on the way."""
 
-    model_config = ConfigDict(extra="allow", strict=True, json_schema_extra={"examples": [{"live_previews_enable": True}]})
+    model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra={"examples": [{"live_previews_enable": True}]})
 
     sd_model_checkpoint: Name | None = None
     live_previews_enable: bool | None = None
@@ -96,7 +98,7 @@ class Options(BaseModel):
 class Shown(BaseModel):
     """A picture to be read."""
 
-    model_config = ConfigDict(strict=True)
+    model_config = ConfigDict(strict=True, json_schema_extra={"examples": [{"image": DOT}]})
 
     image: str
 
@@ -183,9 +185,6 @@ def router(door: Door) -> APIRouter:
 
 
 def _set(door: Door, key: str, wanted: Options) -> None:
-    if wanted.model_extra:
-        name = min(wanted.model_extra)[:100]
-        raise Fault(400, f"{name} is not offered here", name, "unsupported")
     if wanted.sd_model_checkpoint is not None:
         door.chosen[key] = intake.model_of(door.studio.served, lists.plain(wanted.sd_model_checkpoint), "sd_model_checkpoint")
     if wanted.live_previews_enable is not None:
