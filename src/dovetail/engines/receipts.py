@@ -77,13 +77,13 @@ def wish_of(png: bytes) -> tuple[Wish, dict[str, str]]:
     ), told  # fmt: skip
 
 
-def difference(png: bytes, again: Painted, told: dict[str, str], now: Served, engine: str) -> str:
-    """Why a picture painted again is not the same to the byte; empty where it is."""
+def difference(png: bytes, again: Painted, told: dict[str, str]) -> str:
+    """Why a picture painted again is not the same to the byte; empty where it is. `told` is what the first one says."""
     if png == again.png:
         return ""
-    if told["digest"] != now.digest:
-        return f"another model: it was painted by {told['digest'][:12]}, this is {now.digest[:12]}"
-    here = receipt(again.wish, now, engine)
+    if told["digest"] != again.digest:
+        return f"another model: it was painted by {told['digest'][:12]}, this is {again.digest[:12]}"
+    here = pixels.texts(again.png)
     if told.get("engine") != here["engine"]:
         return f"another engine: it was painted by {told.get('engine', 'one it does not name')}, this is {here['engine']}"
     if "image_sha256" in told:

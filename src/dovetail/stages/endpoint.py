@@ -6,6 +6,7 @@ import os
 import threading
 import urllib.request
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,12 @@ from dovetail.edges import machine
 from dovetail.edges.folders import Artifact, Desk, Showing, write_bytes, write_json
 from dovetail.edges.models import Models
 from dovetail.edges.registry import default_root
+from dovetail.engines import receipts
 from dovetail.engines.revisions import Revision
 from dovetail.engines.studio import Studio
 from dovetail.errors import EndpointError
 from dovetail.records import Example, Hints
-from dovetail.wishes import Served
+from dovetail.wishes import Painted, Served, Wish
 
 POLL_SECONDS = 0.5
 AREAS = 4  # pictures may be so many times larger than the usual one
@@ -109,7 +111,9 @@ def serve(
     beside = base(folder) if config.base_too else None
     others = {"base": opened(beside, "base", "base", config.engine)} if beside else {}
     studio = Studio(opened(folder, name, version, config.engine), others)
-    app = web.build_app(studio, config.steps, config.guidance_scale or guidance_scale, access, named=solvers.named)
+    app = web.build_app(
+        studio, config.steps, config.guidance_scale or guidance_scale, access, named=solvers.named, receipt=_receipt(studio)
+    )
     server = web.Server(app, bound)
     stopped = threading.Event()
     follower = threading.Thread(target=_follow, args=(find, name, studio, stopped, show, config), name="follower", daemon=True)
@@ -121,6 +125,18 @@ def serve(
         stopped.set()
         follower.join()
         studio.close()
+
+
+def _receipt(studio: Studio) -> Callable[[bytes], tuple[Wish, Callable[[Painted], str]]]:
+    """From a PNG to its wish, and to why a picture painted now is not the same."""
+
+    def read(png: bytes) -> tuple[Wish, Callable[[Painted], str]]:
+        wish, told = receipts.wish_of(png)
+        if told.get("model") in studio.served.others:
+            wish = replace(wish, model=told["model"])
+        return wish, lambda painted: receipts.difference(png, painted, told)
+
+    return read
 
 
 def _follow(

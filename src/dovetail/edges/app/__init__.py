@@ -8,13 +8,14 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CollectorRegistry
 from starlette.exceptions import HTTPException
 
-from dovetail.edges.app import faults, huggingface, openai, reading, webui
+from dovetail.edges.app import faults, huggingface, openai, reading, reproducing, webui
 from dovetail.edges.app.guard import Access, Guard, access_from, refuse_open
 from dovetail.edges.app.intake import Door
+from dovetail.edges.app.reading import PAGE
 from dovetail.edges.app.server import Server, bind
 from dovetail.wishes import Studio
 
-__all__ = ["Access", "Server", "access_from", "bind", "build_app", "refuse_open"]
+__all__ = ["PAGE", "Access", "Server", "access_from", "bind", "build_app", "refuse_open"]
 
 
 def _as_said(sampler: str, scheduler: str) -> str | None:
@@ -34,10 +35,12 @@ def build_app(
     *,
     named: Callable[[str, str], str | None] = _as_said,
     check: Callable[[str], str | None] = _all_pass,
+    receipt: reproducing.Receipt | None = None,
 ) -> FastAPI:
     """The application over a studio.
 
     `named` makes (sampler, scheduler), as any of the wires says them, a name of `Served.samplers`, or None.
+    `receipt` makes a PNG of ours the wish that it came from, and a function that says why a picture is not it.
     `check` says why a prompt is refused, or None; it may take its time.
     """
     door = Door(studio=studio, steps=default_steps, guidance_scale=default_guidance, named=named, check=check)
@@ -45,6 +48,8 @@ def build_app(
     app = FastAPI(title="Dovetail endpoint", version="1", docs_url="/docs", redoc_url=None, redirect_slashes=False)
     for routes in (openai.router(door), webui.router(door), reading.router(door, registry), huggingface.router(door)):
         app.include_router(routes)
+    if receipt:
+        app.include_router(reproducing.router(door, receipt))
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
