@@ -30,6 +30,8 @@ async def submitted(door: Door, request: Request, *asked: Asked) -> list[Ticket]
     except WishError as error:
         name = param_of(asked[0], error.parameter)
         raise Fault(400, f"{name}: {error}" if name not in str(error) else str(error), name, "invalid_value") from error
+    except Fault:
+        raise
     except Exception as error:
         raise fault_of(error) from error
 
