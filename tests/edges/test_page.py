@@ -15,8 +15,10 @@ from PIL import Image, PngImagePlugin
 from tiny import SIDE
 from wire import Wire
 
+from dovetail.core import solvers
 from dovetail.edges import app as web
 from dovetail.edges import pixels
+from dovetail.engines.studio import Studio
 from dovetail.stages import endpoint
 
 EVIL = "<img src=x onerror=\"document.title='broken in'\"> \"quoted\" & 'so' 🚉"
@@ -133,9 +135,9 @@ def _png(told: dict[str, str], compressed: bool = False) -> bytes:
 
 
 @seen
-def test_the_endpoint_itself_is_painted_with_though_it_may_not_stream(window: Browser, tiny_base: Path) -> None:
-    studio = web.Studio(endpoint.engine_of(tiny_base, "tiny", "v1"))
-    server = web.Server(web.build_app(studio, 2, 3.0), web.bind("127.0.0.1", 0))
+def test_the_endpoint_itself_is_painted_with(window: Browser, tiny_base: Path) -> None:
+    studio = Studio(endpoint.opened(tiny_base, "tiny", "v1", "torch"))
+    server = web.Server(web.build_app(studio, 2, 3.0, named=solvers.named), web.bind("127.0.0.1", 0))
     server.start()
     try:
         _open(window, server.url)
@@ -150,7 +152,7 @@ def test_the_endpoint_itself_is_painted_with_though_it_may_not_stream(window: Br
     finally:
         window.open("about:blank")
         server.stop()
-        studio.stop()
+        studio.close()
 
 
 @seen

@@ -21,6 +21,7 @@ from dovetail.edges.console import Show
 from dovetail.edges.folders import Artifact, Desk, Run, write_bytes, write_json
 from dovetail.edges.models import Models
 from dovetail.edges.registry import Registry
+from dovetail.engines.studio import Studio
 from dovetail.errors import BadInputError, EndpointError
 from dovetail.stages import endpoint, production
 
@@ -198,9 +199,9 @@ def test_a_registry_that_cannot_be_read_for_a_moment_does_not_end_the_following(
             raise found
         return found  # type: ignore[no-any-return]
 
-    studio = endpoint.Single(endpoint.engine_of(tiny_base, "cats", "v1"))
+    studio = Studio(endpoint.opened(tiny_base, "cats", "v1", "torch"))
     stopped, told = threading.Event(), Serving(find)
-    follower = threading.Thread(target=endpoint._follow, args=(find, "cats", studio, stopped, told), daemon=True)
+    follower = threading.Thread(target=endpoint._follow, args=(find, "cats", studio, stopped, told, Endpoint()), daemon=True)
     follower.start()
     try:
         while follower.is_alive() and studio.served.version != "v2":
@@ -209,7 +210,7 @@ def test_a_registry_that_cannot_be_read_for_a_moment_does_not_end_the_following(
     finally:
         stopped.set()
         follower.join()
-        studio.stop()
+        studio.close()
 
 
 def test_serving_on_a_taken_port_fails_before_a_model_is_loaded() -> None:
