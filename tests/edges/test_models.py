@@ -114,7 +114,7 @@ def test_text_states_have_a_row_for_each_token_and_a_long_prompt_is_cut(tiny_bas
 
 def test_a_long_text_is_read_in_pieces_and_a_short_one_filled_up(tiny_base: Path) -> None:
     found, long, read = Models(tiny_base, CPU), "red blue " * 40, TOKENS - 2
-    words = found._words(found.tokenizer, [long])[0]
+    words = found.tokenizer(long, add_special_tokens=False, verbose=False).input_ids
     assert found.pieces(long) == -(-len(words) // read) > 2 and found.pieces("a cat") == found.pieces("") == 1
     states = found.embed([long, "a cat"], 2)
     assert states.shape == (2, 2 * TOKENS, WIDTH)

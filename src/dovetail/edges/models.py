@@ -3,7 +3,7 @@
 import json
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -30,6 +30,9 @@ from dovetail.errors import ModelError, StoreError, first_line
 transformers_logging.disable_progress_bar()
 diffusers_logging.disable_progress_bar()
 MANY = 1 << 25  # scores of one call, that are not all made at once
+
+Part = tuple[str, float, bool]  # of a text: words, their weight, whether they begin a new piece
+Text = str | tuple[Part, ...]
 
 
 class MatmulAttention(AttnProcessor):
@@ -153,21 +156,33 @@ class Models:
         """The sides of a picture must be multiples of this, so that the U-Net can halve its latents to the end."""
         return self.pixels_per_latent * 2 ** (len(self.shape["block_out_channels"]) - 1)
 
-    def pieces(self, text: str) -> int:
+    def pieces(self, text: Text) -> int:
         """How many passes of the text encoder a text takes."""
-        return max(1, -(-len(self._words(self.tokenizer, [text])[0]) // _tokens_read(self.tokenizer)))
+        return len(_cut(self.tokenizer, [text])[0])
+
+    def weights(self, text: Text, pieces: int = 1) -> list[tuple[int, Tensor]]:
+        """Of each text encoder its states' width and its tokens' weights, float32 (pieces, tokens): 1 but for words."""
+        told = []
+        for encoder, name in self.encoders.items():
+            tokenizer = getattr(self, name)
+            weights = torch.ones(pieces, tokenizer.model_max_length)
+            for row, piece in zip(weights, _cut(tokenizer, [text])[0], strict=False):  # of the shorter, as `read` does
+                row[1 : len(piece) + 1] = torch.tensor([weight for _, weight in piece])
+            told.append((int(getattr(self, encoder).config.hidden_size), weights.to(self.device)))
+        return told
 
     @torch.no_grad()
     def embed(self, captions: list[str], pieces: int = 1) -> Tensor:
         """The states that `read` gives, without gradients."""
         return self.read(captions, pieces)[0]
 
-    def read(self, captions: list[str], pieces: int = 1) -> tuple[Tensor, Tensor | None]:
+    def read(self, captions: Sequence[Text], pieces: int = 1) -> tuple[Tensor, Tensor | None]:
         """Text states, float32 (captions, pieces x tokens, width), and in Stable Diffusion XL what `pooled` gives.
 
         A text longer than the encoder reads is cut into pieces that are read apart, one after the other; what goes beyond
         `pieces` is left out, and a shorter text is filled up with empty ones. In Stable Diffusion XL they are the last states
-        but one of both encoders side by side, and those of an empty text are zero where its index says so.
+        but one of both encoders side by side, and those of an empty text are zero where its index says so. The weights of
+        parts change nothing here.
         """
         if not self.is_xl:
             states = self.text_encoder(self._ids(self.tokenizer, captions, pieces))[0].float()
@@ -183,7 +198,7 @@ class Models:
         states = self._second(tuple(captions), pieces)[1]
         return states * self._heard(captions)[:, None]
 
-    def _second(self, captions: tuple[str, ...], pieces: int) -> tuple[Tensor, Tensor]:
+    def _second(self, captions: tuple[Text, ...], pieces: int) -> tuple[Tensor, Tensor]:
         """States and whole of the second encoder; asked for the same texts again it remembers, unless it learns."""
         if self._remembered[0] != (captions, pieces) or self.text_taught:
             told = self.text_encoder_2(self._ids(self.tokenizer_2, list(captions), pieces), output_hidden_states=True)
@@ -191,26 +206,20 @@ class Models:
             self._remembered = ((captions, pieces), (told.hidden_states[-2].float(), whole))
         return self._remembered[1]
 
-    def _heard(self, captions: list[str]) -> Tensor:
+    def _heard(self, captions: Sequence[Text]) -> Tensor:
         """Zero for an empty text that counts as none, else one."""
         index = json.loads((self.folder / "model_index.json").read_text())
         silent = index.get("force_zeros_for_empty_prompt", True)
         return torch.tensor([0.0 if silent and not c else 1.0 for c in captions], device=self.device)
 
-    def _ids(self, tokenizer: CLIPTokenizer, captions: list[str], pieces: int) -> Tensor:
+    def _ids(self, tokenizer: CLIPTokenizer, captions: Sequence[Text], pieces: int) -> Tensor:
         """Token numbers (captions x pieces, tokens), each piece with its start and end."""
-        read = _tokens_read(tokenizer)
-        cut = [words[i * read : (i + 1) * read] for words in self._words(tokenizer, captions) for i in range(pieces)]
-        rows = [[tokenizer.bos_token_id, *words, tokenizer.eos_token_id] for words in cut]
+        cut = [piece for own in _cut(tokenizer, captions) for piece in (own + [[]] * pieces)[:pieces]]
+        rows = [[tokenizer.bos_token_id, *(word for word, _ in piece), tokenizer.eos_token_id] for piece in cut]
         told = tokenizer.pad(
             {"input_ids": rows}, padding="max_length", max_length=tokenizer.model_max_length, return_tensors="pt"
         )
         return told.input_ids.to(self.device)
-
-    @staticmethod
-    def _words(tokenizer: CLIPTokenizer, captions: list[str]) -> list[list[int]]:
-        captions = [_expanded(tokenizer, caption) for caption in captions]
-        return list(tokenizer(captions, add_special_tokens=False, verbose=False).input_ids)
 
     @torch.no_grad()
     def moments(self, pixels: Tensor) -> Tensor:
@@ -234,8 +243,21 @@ def _expanded(tokenizer: CLIPTokenizer, text: str) -> str:
     return text
 
 
-def _tokens_read(tokenizer: CLIPTokenizer) -> int:
-    return int(tokenizer.model_max_length) - 2  # beside start and end
+def _cut(tokenizer: CLIPTokenizer, texts: Sequence[Text]) -> list[list[list[tuple[int, float]]]]:
+    """Of each text the pieces that are read apart, at least one; of each piece the tokens with their weights."""
+    most = int(tokenizer.model_max_length) - 2  # beside start and end
+    every = [((text, 1.0, False),) if isinstance(text, str) else text for text in texts]
+    words = [_expanded(tokenizer, part) for parts in every for part, _, _ in parts]
+    read = iter(tokenizer(words, add_special_tokens=False, verbose=False).input_ids)
+    cut: list[list[list[tuple[int, float]]]] = [[[]] for _ in every]
+    for pieces, parts in zip(cut, every, strict=True):
+        for _, weight, begins in parts:
+            if begins and pieces[-1]:
+                pieces.append([])
+            tokens, free = [(token, weight) for token in next(read)], most - len(pieces[-1])
+            pieces[-1] += tokens[:free]
+            pieces += [tokens[first : first + most] for first in range(free, len(tokens), most)]
+    return cut
 
 
 def in_bf16(unet: UNet2DConditionModel) -> Any:
