@@ -16,6 +16,7 @@ from torch import Tensor
 from dovetail.edges import machine, openvino, pixels
 from dovetail.edges.folders import write_json
 from dovetail.edges.models import Models, in_bf16
+from dovetail.engines import reader
 from dovetail.errors import BadConfigError
 from dovetail.wishes import Served, Wish
 
@@ -49,7 +50,7 @@ class Revision:
 
     def pieces(self, wish: Wish) -> int:
         """How many passes of the text encoder its texts take."""
-        return max(self.models.pieces(wish.prompt), self.models.pieces(wish.negative_prompt))
+        return max(reader.pieces(self.models, text) for text in (wish.prompt, wish.negative_prompt))
 
     def told(self, wish: Wish) -> Told:
         """Text states of a wish; each text is read alone and remembered, so that company changes nothing."""
@@ -65,8 +66,8 @@ class Revision:
 
     def _read(self, text: str, pieces: int) -> Told:
         if (text, pieces) not in self._states:
-            whole = self.models.pooled([text], pieces) if self.models.is_xl else None
-            self._states[text, pieces] = Told(states=self.models.embed([text], pieces), pooled=whole)
+            states, whole = reader.read(self.models, text, pieces)
+            self._states[text, pieces] = Told(states=states, pooled=whole)
             while len(self._states) > REMEMBERED:
                 self._states.popitem(last=False)
         self._states.move_to_end((text, pieces))
