@@ -292,7 +292,7 @@ def test_release_lists_promotes_and_rolls_back(call: Call, tiny_base: Path, home
 
 def test_serve_says_where_it_answers_and_ends_on_sigterm(tiny_base: Path) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", "dovetail.cli", "serve", str(tiny_base), "--port", "0"],
+        [sys.executable, "-m", "dovetail.cli", "serve", str(tiny_base), "--port", "0", "--set", "endpoint.engine=torch"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"},
     )  # fmt: skip
     try:

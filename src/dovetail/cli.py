@@ -1,5 +1,6 @@
 """The command line: parse, call, print, exit."""
 
+import contextlib
 import os
 import re
 import shlex
@@ -184,13 +185,25 @@ def serve_command(
         if done:
             typer.echo(f"{done[0]['endpoint'].folder}")
         return
-    if model is None or run or config:
-        resolved, _ = library.configure(run, config, keys)
-        library.serve(model or resolved.repo.name, resolved.endpoint, resolved.repo.registry)
-        return
-    from dovetail.edges import settings as edge
+    with contextlib.suppress(KeyboardInterrupt):  # that is how it ends
+        if model is None or run or config:
+            resolved, _ = library.configure(run, config, keys)
+            library.serve(model or resolved.repo.name, resolved.endpoint, resolved.repo.registry)
+        else:
+            from dovetail.edges import settings as edge
 
-    library.serve(model, edge.validated(keys, "the flags").endpoint)
+            library.serve(model, edge.validated(keys, "the flags").endpoint)
+
+
+@app.command("trace")
+def trace_command(
+    picture: Annotated[str, typer.Argument(help="a PNG from an endpoint")],
+    registry: Annotated[str | None, typer.Option("--registry", metavar="DIR", help="where models are published")] = None,
+) -> None:
+    """From a painted picture back to its model, the training, and the pictures that it learnt from."""
+    from dovetail import trace
+
+    typer.echo("\n".join(trace.lines(Path(picture), registry)))
 
 
 @app.command("paint")
@@ -369,17 +382,9 @@ def _explain(error: Exception) -> None:
         _fail(f"{show()}; see dovetail --help", 2)
     if type(error).__name__ == "Abort":
         _fail("stopped; the same command goes on from here", 130)
-    import tempfile
-    import traceback
+    from dovetail.errors import unexpected
 
-    if "No space left on device" in str(error):
-        _fail("the disk is full; free some room and run the same command again", 1)
-    with tempfile.NamedTemporaryFile("w", prefix="dovetail-fault-", suffix=".txt", delete=False) as file:
-        traceback.print_exception(error, file=file)
-    _fail(
-        f"unexpected: {type(error).__name__}: {' '.join(str(error).split())[:200]}; please report it with {file.name}",
-        70,
-    )
+    _fail(*unexpected(error))
 
 
 def _fail(text: str, code: int) -> None:

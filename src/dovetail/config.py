@@ -179,6 +179,7 @@ class Endpoint(Table):
     steps: int = Field(20, gt=0, description="where a request does not say")
     guidance_scale: float | None = Field(None, ge=1, description="empty means the one that came with the base, else 7.5")
     engine: Literal["auto", "torch", "bf16", "openvino"] = Field("auto", description="auto takes the fastest of a short trial")
+    log: Literal["off", "json"] = Field("off", description="json: a line for each answer and picture on standard error")
     base_too: bool = Field(False, description="serve the base that it was tuned from beside it, as model `base`")
     prompt: str = Field("", description="asked of the endpoint to see that it answers; empty means the first test caption")
     seed: int = 7

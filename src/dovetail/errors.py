@@ -50,3 +50,16 @@ def first_line(error: BaseException) -> str:
     """What a library's error says first, 200 characters at most; its kind where it says nothing."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[0] if lines else type(error).__name__)[:200]
+
+
+def unexpected(error: BaseException) -> tuple[str, int]:
+    """One line and an exit code for a failure that nobody foresaw; the traceback goes into a file to send."""
+    import tempfile
+    import traceback
+
+    if "No space left on device" in str(error):
+        return "the disk is full; free some room and run the same command again", 1
+    with tempfile.NamedTemporaryFile("w", prefix="dovetail-fault-", suffix=".txt", delete=False) as file:
+        traceback.print_exception(error, file=file)
+    said = " ".join(str(error).split())[:200]
+    return f"unexpected: {type(error).__name__}: {said}; please report it with {file.name}", 70

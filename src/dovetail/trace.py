@@ -6,28 +6,29 @@ from pathlib import Path
 from typing import Any
 
 from dovetail.edges import pixels
-from dovetail.edges.registry import Registry
+from dovetail.edges.registry import Registry, default_root
 from dovetail.errors import BadInputError
 
 
-def lines(picture: Path, registry: Registry) -> list[str]:
+def lines(picture: Path, registry: str | None = None) -> list[str]:
     """What the picture says of itself, the model that painted it, the training, and each picture that it learnt from.
 
+    `registry` is the folder of published models, where it is not the usual one.
     Raises BadInputError where the file is no picture of ours, or its model is not in the registry.
     """
     from dovetail.stages import endpoint
 
-    told = _receipt(picture)
+    place, told = Registry(Path(registry) if registry else default_root()), _receipt(picture)
     asked = "".join(f", {name} {told[name]}" for name in ("steps", "guidance_scale", "sampler", "strength") if name in told)
     found = [f"{picture.name}: {told['prompt']!r}, seed {told['seed']}{asked}"]
     found.append(f"painted by {told['model']} {told['version']}, weights {told['digest'][:16]}, by {told.get('engine', '?')}")
-    folder = registry.version_folder(told["model"], told["version"])
+    folder = place.version_folder(told["model"], told["version"])
     if not folder.is_dir():
         if told["model"] == "embedded":
             return [*found, "the embedded base: recipes/embedded_base says what it learnt from"]
         raise BadInputError(
-            f"{told['model']} {told['version']}, which painted {picture.name}, is not in {registry.root}",
-            do="give the registry that it was served from ([repo] registry)",
+            f"{told['model']} {told['version']}, which painted {picture.name}, is not in {place.root}",
+            do="give the one that it was served from with --registry",
         )
     if endpoint.digest_of(folder) != told["digest"]:
         found.append("warning: that version has other weights now than those that painted the picture")

@@ -208,7 +208,7 @@ class Studio:
     def _fail(self, work: Work, error: Exception, why: str) -> bool:
         """Tell whoever waits; the log has what lies behind it. True."""
         if not work.ticket.future.done():
-            LOG.info("%s: %s", why, error, exc_info=error.__cause__, extra={"request_id": work.ticket.caller.request_id})
+            LOG.info(why, exc_info=error.__cause__, extra={"told": works.told(work) | {"why": str(error)}})
             work.ticket.future.set_exception(error)
             self.metrics.failures.labels(why).inc()
         return True
@@ -258,6 +258,7 @@ class Studio:
                 denoise_seconds=work.ended - work.begun, decode_seconds=done - work.ended,
             )  # fmt: skip
             if not work.ticket.future.done():
+                LOG.info("painted", extra={"told": works.told(work, painted)})
                 work.ticket.future.set_result(painted)
                 self.metrics.pictures.labels(work.revision.served.version).inc()
                 self._sick = 0

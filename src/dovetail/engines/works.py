@@ -11,8 +11,9 @@ from dovetail.core import shares, solvers
 from dovetail.engines import receipts
 from dovetail.engines.revisions import Revision, Told
 from dovetail.errors import BadConfigError
-from dovetail.wishes import Served, Ticket, UnpaintableError, Wish, WishError
+from dovetail.wishes import Painted, Served, Ticket, UnpaintableError, Wish, WishError
 
+MOST_BREAKS = 16
 NOWHERE = torch.empty(0)
 NOTHING = Told(states=NOWHERE)
 EMPTY = solvers.Plan(NOWHERE, NOWHERE, NOWHERE, NOWHERE, NOWHERE, (), (0.0, 0.0))
@@ -61,6 +62,8 @@ def checked(wish: Wish, served: Served, config: Mapping[str, Any]) -> Wish:
         raise WishError("steps must be 1 or more", "steps")
     if not 0 < wish.strength <= 1 or (wish.image and int(wish.steps * wish.strength) < 1):
         raise WishError("strength must be above 0 and at most 1, and leave a step to be done", "strength")
+    if max(wish.prompt.count("BREAK"), wish.negative_prompt.count("BREAK")) > MOST_BREAKS:
+        raise WishError(f"a prompt may have {MOST_BREAKS} BREAKs: each is a pass of the text encoder", "prompt")
     if wish.image:
         receipts.looked_at(wish.image)
     try:
@@ -111,3 +114,16 @@ def unpaintable(cause: Exception) -> UnpaintableError:
     error = UnpaintableError(told)
     error.__cause__ = cause
     return error
+
+
+def told(work: Work, painted: Painted | None = None) -> dict[str, object]:
+    """What the log says of it: ids and numbers."""
+    wish, caller = work.wish, work.ticket.caller
+    said: dict[str, object] = {
+        "request_id": caller.request_id, "key": caller.key, "version": work.revision.served.version, "seed": wish.seed,
+        "steps": wish.steps, "sampler": wish.sampler, "size": f"{wish.width}x{wish.height}", "done": work.ticket.step,
+    }  # fmt: skip
+    if painted:
+        seconds = {"wait": painted.waited_seconds, "denoise": painted.denoise_seconds, "decode": painted.decode_seconds}
+        said |= {f"{name}_seconds": round(spent, 4) for name, spent in seconds.items()} | {"degraded": painted.degraded}
+    return said

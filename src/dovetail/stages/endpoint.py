@@ -104,6 +104,8 @@ def serve(
 
     `base` finds the folder of the base that a model was tuned from, to be served beside it under the name `base`.
     """
+    if config.log == "json":
+        web.log()
     access = web.access_from(os.environ)
     web.refuse_open(config.host, access)
     bound = web.bind(config.host, config.port)

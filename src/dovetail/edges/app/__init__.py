@@ -11,11 +11,13 @@ from starlette.exceptions import HTTPException
 from dovetail.edges.app import faults, huggingface, openai, reading, reproducing, webui
 from dovetail.edges.app.guard import Access, Guard, access_from, refuse_open
 from dovetail.edges.app.intake import Door
+from dovetail.edges.app.logs import JsonLines
+from dovetail.edges.app.logs import begin as log
 from dovetail.edges.app.reading import PAGE
 from dovetail.edges.app.server import Server, bind
 from dovetail.wishes import Studio
 
-__all__ = ["PAGE", "Access", "Server", "access_from", "bind", "build_app", "refuse_open"]
+__all__ = ["PAGE", "Access", "JsonLines", "Server", "access_from", "bind", "build_app", "log", "refuse_open"]
 
 
 def _as_said(sampler: str, scheduler: str) -> str | None:

@@ -5,6 +5,7 @@ import binascii
 import hashlib
 import hmac
 import ipaddress
+import logging
 import math
 import re
 import time
@@ -80,6 +81,9 @@ def _digest(key: str) -> bytes:
     return hashlib.sha256(key.encode(errors="replace")).digest()
 
 
+LOG = logging.getLogger("dovetail.http")
+
+
 class Guard:
     """Middleware around the application."""
 
@@ -97,23 +101,28 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        headers, wire = Headers(scope=scope), wire_of(scope["path"])
+        headers, wire, began = Headers(scope=scope), wire_of(scope["path"]), self.clock()
         request_id, started = _request_id(headers), list[int]()
+        told = {"request_id": request_id, "wire": wire, "method": scope["method"], "path": scope["path"]}
 
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":
-                told = MutableHeaders(scope=message)
-                told["x-request-id"] = request_id
-                told["x-content-type-options"] = "nosniff"
+                own = MutableHeaders(scope=message)
+                own["x-request-id"] = request_id
+                own["x-content-type-options"] = "nosniff"
                 self.answers.labels(wire, str(message["status"])).inc()
                 started.append(message["status"])
             await send(message)
+            if message["type"] == "http.response.body" and not message.get("more_body"):
+                spent = {"status": started[0], "seconds": round(self.clock() - began, 4)}
+                LOG.info("answered", extra={"told": told | spent})
 
         try:
             name = self._admitted(scope, headers)
         except Fault as fault:
             await answer(fault, wire)(scope, receive, sending)
             return
+        told["key"] = name  # a few letters of its digest
         scope.setdefault("state", {}).update(key=name, request_id=request_id)
         try:
             await self.app(scope, _limited(receive, headers, self.access), sending)

@@ -12,7 +12,6 @@ from dovetail.edges.app import intake, pictures, streams
 from dovetail.edges.app.faults import Fault, OpenaiFault
 from dovetail.edges.app.intake import Asked, Door
 from dovetail.edges.app.waiting import extras, finished, headers, submitted
-from dovetail.wishes import Served
 
 PARAMS = {"width": "size", "height": "size"}
 FAULTS: dict[int | str, dict[str, Any]] = {
@@ -156,21 +155,23 @@ def router(door: Door) -> APIRouter:
     @routes.get("/models", summary="The models served here", response_model=Models)
     async def models() -> dict[str, Any]:
         served = door.studio.served
-        return {"object": "list", "data": [_model(served, name) for name in (served.name, *served.others)]}
+        return {"object": "list", "data": [_model(door, name) for name in (served.name, *served.others)]}
 
     @routes.get("/models/{name:path}", summary="One of them", response_model=Model)
     async def model(name: str) -> dict[str, Any]:
         served = door.studio.served
-        return _model(served, intake.model_of(served, name, "model") or served.name)
+        return _model(door, intake.model_of(served, name, "model") or served.name)
 
     return routes
 
 
-def _model(served: Served, name: str) -> dict[str, Any]:
+def _model(door: Door, name: str) -> dict[str, Any]:
+    served = door.studio.served
     told: dict[str, Any] = {"id": name, "object": "model", "created": 0, "owned_by": "dovetail"}
     if name == served.name:
-        own = ("version", "digest", "samplers", "multiple", "most_pixels", "restrictions", "run")
-        told |= {"size": served.side} | {key: getattr(served, key) for key in own}
+        own = ("version", "digest", "samplers", "multiple", "most_pixels", "others", "restrictions", "run")
+        told |= {"size": served.side, "steps": door.steps, "guidance_scale": door.guidance_scale}
+        told |= {key: getattr(served, key) for key in own}
     return told
 
 
