@@ -1,6 +1,6 @@
 """The endpoint beside a plain server: latency, load, faults, determinism, swaps, start and memory; over HTTP, on this machine.
 
-    python benchmarks/endpoint.py [--only latency load same drops overload swaps start] [--engine openvino] [--minutes 1]
+    python benchmarks/endpoint.py [--only latency load same drops soak overload swaps start] [--engine openvino] [--minutes 1]
 
 The peer is a FastAPI server around diffusers' pipeline with a lock, as most are written: same model, threads and steps, in
 float32 and in bf16. Each server is a process of its own. Figures are printed, and written as JSON where `--out` says.
@@ -9,6 +9,7 @@ float32 and in bf16. Each server is a process of its own. Figures are printed, a
 import argparse
 import asyncio
 import base64
+import contextlib
 import io
 import json
 import os
@@ -258,6 +259,33 @@ async def drops(args: argparse.Namespace) -> dict[str, Any]:
     return {"answers": statuses, "not given back": left, "paints after": status == 200, "MiB over time": held}
 
 
+async def soak(args: argparse.Namespace) -> dict[str, Any]:
+    """Eight callers for `--minutes`, a third of whose requests are left: memory each tenth of the time, half a minute in."""
+    server, dice, count, held = ours(args.model, args.engine), random.Random(8), 0, list[int]()
+    began, ends = time.perf_counter(), time.perf_counter() + 60 * args.minutes
+
+    async def caller(client: httpx.AsyncClient) -> None:
+        nonlocal count
+        while time.perf_counter() < ends:
+            task = asyncio.create_task(ask(client, server, wish(dice)))
+            with contextlib.suppress(TimeoutError, httpx.HTTPError):
+                await asyncio.wait_for(task, dice.uniform(0.05, 2) if dice.random() < 0.33 else 600)
+            count += 1
+
+    async def looker() -> None:
+        await asyncio.sleep(30)
+        while time.perf_counter() < ends:
+            held.append(round(server.mebibytes()))
+            await asyncio.sleep((ends - began - 30) / 10)
+
+    async with httpx.AsyncClient(timeout=1200) as client:
+        await asyncio.gather(looker(), *(caller(client) for _ in range(8)))
+    await asyncio.sleep(1)
+    left = server.metric("dovetail_waiting") + server.metric("dovetail_running")
+    server.stop()
+    return {"requests": count, "not given back": left, "MiB over time": held}
+
+
 async def overload(args: argparse.Namespace) -> dict[str, Any]:
     """Five times what it can do."""
     server = ours(args.model, args.engine)
@@ -325,7 +353,7 @@ async def start(args: argparse.Namespace) -> dict[str, Any]:
     return {"seconds to ready": seconds, "idle MiB": held}
 
 
-BARS = {f.__name__: f for f in (latency, load, same, drops, overload, swaps, start)}
+BARS = {f.__name__: f for f in (latency, load, same, drops, soak, overload, swaps, start)}
 
 
 def main() -> None:

@@ -34,7 +34,7 @@ SHORT: dict[str, Any] = {
         "mixed_precision": "no", "lora_rank": 2, "lora_alpha": 4, "learning_rate": 1e-3,
     },
     "evaluation": {"max_prompts": 2, "seeds_per_prompt": 2, "other_prompts": 2, "steps": 2, "batch_size": 4},
-    "endpoint": {"steps": 2},
+    "endpoint": {"steps": 2, "engine": "torch"},
     "production": {"promote": "always"},
 }  # fmt: skip
 

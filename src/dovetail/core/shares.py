@@ -17,6 +17,18 @@ def retry_after(waiting: float, rate: float, most: float) -> float:
     return min(LONGEST_RETRY, max(1.0, (waiting - most) / max(rate, 1e-9)))
 
 
+def able(rate: float, finished: Sequence[tuple[float, float]], now: float) -> float:
+    """Row-steps a second: of the U-Net alone (`rate`), or fewer where decoding holds up what the latest pictures took.
+
+    `finished` says when each was done and what it cost, since decoding last had nothing to do; 8 of the last minute are
+    asked for.
+    """
+    recent = [(when, cost) for when, cost in finished if now - when < 60]
+    if len(recent) < 8:
+        return rate
+    return min(rate, sum(cost for _, cost in recent[1:]) / max(now - recent[0][0], 1e-9))
+
+
 def next_key(waiting: Mapping[str, float], served: Mapping[str, float]) -> str:
     """The key that has had the least, of those that wait; at a draw the one that waits longest.
 

@@ -9,6 +9,7 @@ import logging
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -39,6 +40,7 @@ LOG = logging.getLogger("dovetail.studio")
 ROWS = {"cpu": 16, "cuda": 64}  # through the U-Net at once
 QUEUE_SECONDS = 30.0  # of work that may wait
 CALM_SECONDS = 5.0  # of waiting work, before steps are lowered where that is allowed
+MOST_DECODING = 4  # pictures, before no further one is begun
 MOST_WAITING = 512  # tickets, however little each takes
 SICK = 3  # pictures in a row that failed with nobody else's fault, before it says that it cannot paint
 PROBE_SECONDS = 1.0  # between two looks whether it can paint again
@@ -59,6 +61,7 @@ class Studio:
         self._had: dict[str, float] = {}  # row-steps that each key was given
         self._turns: dict[tuple[int, int, int, int], float] = {}
         self._rate, self._sick, self._closing = revision.rate, 0, False
+        self._finished: deque[tuple[float, float]] = deque(maxlen=16)  # when, row-steps
         self._desk: queue.Queue[Callable[[], None] | None] = queue.Queue()
         self._threads = [threading.Thread(target=f, name=f"studio {f.__name__}", daemon=True) for f in (self._loop, self._work)]
         for thread in self._threads:
@@ -87,11 +90,11 @@ class Studio:
             raise ClosedError("the endpoint is going down")
         with self._bell:
             taken = [self._taken(wish, caller) for wish in wishes]
-            waiting, room = sum(w.cost for w in self._waiting), QUEUE_SECONDS * self._rate
-            more = sum(w.cost for w in taken)
+            waiting, rate = sum(w.cost for w in self._waiting), shares.able(self._rate, list(self._finished), time.monotonic())
+            more, room = sum(w.cost for w in taken), QUEUE_SECONDS * rate
             if self._waiting and (waiting + more > room or len(self._waiting) + len(taken) > MOST_WAITING):
                 self.metrics.failures.labels("busy").inc()
-                raise BusyError(shares.retry_after(waiting + more, self._rate, room))
+                raise BusyError(shares.retry_after(waiting + more, rate, room))
             self._waiting += taken
             self._bell.notify_all()
         return [work.ticket for work in taken]
@@ -164,7 +167,7 @@ class Studio:
             for work in [w for w in self._waiting if self._over(w)]:
                 self._waiting.remove(work)
             rows = sum(w.rows for w in [*self._running, *self._joining]) + 2 * self._preparing
-            while self._waiting and rows < self._most_rows:
+            while self._waiting and rows < self._most_rows and self._decoding < MOST_DECODING:
                 first: dict[str, float] = {}
                 for work in self._waiting:
                     first.setdefault(work.ticket.caller.key, work.asked)
@@ -258,6 +261,7 @@ class Studio:
                 denoise_seconds=work.ended - work.begun, decode_seconds=done - work.ended,
             )  # fmt: skip
             if not work.ticket.future.done():
+                self._finished.append((done, work.cost))
                 LOG.info("painted", extra={"told": works.told(work, painted)})
                 work.ticket.future.set_result(painted)
                 self.metrics.pictures.labels(work.revision.served.version).inc()
@@ -267,6 +271,8 @@ class Studio:
         finally:
             with self._bell:
                 self._decoding -= 1
+                if not self._decoding:
+                    self._finished.clear()  # decoding holds up nothing
                 self._bell.notify_all()
 
     def _preview(self, work: Work, believed: Tensor) -> None:
@@ -291,14 +297,21 @@ class Studio:
                         self._waiting.append(self._taken(works.probe(self._revision.served), Caller()))
                 if self._stop:
                     break
-            self._admit()
-            self._running = [w for w in self._running if not self._over(w)]
-            if self._running:
-                self._turn()
-            else:
-                with self._bell:
-                    if not self._joining and not self._stop:
-                        self._bell.wait(0.02)
+            try:
+                self._admit()
+                self._running = [w for w in self._running if not self._over(w)]
+                if self._running:
+                    self._turn()
+                    continue
+            except Exception as error:  # nothing that runs may end the loop; what ran is given up
+                LOG.exception("the loop failed")
+                self._sick += 1
+                for work in self._running:
+                    self._fail(work, works.unpaintable(error), "loop")
+                self._running = []
+            with self._bell:
+                if not self._joining and not self._stop:
+                    self._bell.wait(0.02)
         for work in [*self._waiting, *self._joining, *self._running]:
             self._fail(work, ClosedError("the endpoint went down"), "closed")
 

@@ -8,13 +8,14 @@ from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 
 from dovetail.edges.app import pictures
-from dovetail.edges.app.faults import Fault, fault_of
+from dovetail.edges.app.faults import Fault, HubFault, fault_of
 from dovetail.edges.app.intake import Door
 from dovetail.edges.app.openai import FAULTS
 from dovetail.edges.app.waiting import extras, finished
 from dovetail.wishes import Caller, Painted, Wish, WishError
 
 Receipt = Callable[[bytes], tuple[Wish, Callable[[Painted], str]]]
+TOLD: dict[int | str, dict[str, Any]] = {status: told | {"model": HubFault} for status, told in FAULTS.items()}
 BYTES = {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}, "required": True}
 
 
@@ -38,7 +39,7 @@ def router(door: Door, receipt: Receipt) -> APIRouter:
     routes = APIRouter(tags=["provenance"])
 
     @routes.post(
-        "/reproduce", summary="Paint a PNG again from what it says, and compare", response_model=Answer, responses=FAULTS,
+        "/reproduce", summary="Paint a PNG again from what it says, and compare", response_model=Answer, responses=TOLD,
         openapi_extra={"requestBody": BYTES},
     )  # fmt: skip
     async def reproduce(request: Request) -> dict[str, Any]:
