@@ -58,7 +58,8 @@ def _converted(unet: Any, tokens: int) -> Any:
     )
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracer's remarks on shapes that never change
-        return openvino.convert_model(_Plain(unet), example_input=example)
+        traced = torch.jit.trace(_Plain(unet), example, check_trace=False)
+        return openvino.convert_model(traced, example_input=example)
 
 
 class CompiledUNet:
