@@ -19,7 +19,7 @@ from torch import Tensor
 from dovetail.core import solvers
 from dovetail.edges import pixels
 from dovetail.edges.models import Models
-from dovetail.engines import painter, receipts, studio
+from dovetail.engines import painter, receipts, revisions, studio
 from dovetail.engines.revisions import Revision
 from dovetail.engines.studio import Studio
 from dovetail.wishes import (
@@ -138,6 +138,20 @@ def test_previews_come_on_the_way_and_look_like_what_comes(painting: Studio) -> 
     assert len(ticket.previews) == 2
     first, last = (np.abs(pixels.decode(p, (0, 0, 0)).pixels.astype(int) - end).mean() for p in ticket.previews)
     assert 0 < last < first
+
+
+def test_previews_of_a_slow_decoder_are_colours_of_the_latents(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(revisions, "QUICK_SECONDS", 0.0)
+    slow = revision(tiny_base)
+    made, decode, calls = Studio(slow), slow.models.decode, list[int]()
+    monkeypatch.setattr(slow.models, "decode", lambda latents: (calls.append(1), decode(latents))[1])
+    made.submit([WISH], Caller())[0].future.result(20)
+    (ticket,) = made.submit([replace(WISH, steps=9, seed=4)], Caller(previews=3))
+    end = pixels.decode(ticket.future.result(20).png, (0, 0, 0)).pixels.astype(float)
+    last = pixels.decode(ticket.previews[-1], (0, 0, 0)).pixels.astype(float)
+    assert len(calls) == 2 and last.shape == end.shape  # a decoding for each finished picture, none for the previews
+    assert np.abs(end - last).mean() < np.abs(end - 255 + last).mean()  # nearer than its negative
+    made.close()
 
 
 def test_what_is_dropped_or_late_is_gone_within_a_step(cats: Revision, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ from dovetail.wishes import Served, Wish
 
 REMEMBERED = 256  # texts whose states are kept
 TRIALS = 3  # of each engine, at the start
+QUICK_SECONDS = 0.1  # of a decoder that also makes the previews
 PADDED = 8  # rows of a call on a GPU, whose kernels are chosen by their number
 
 
@@ -40,6 +41,8 @@ class Revision:
     def __init__(self, models: Models, served: Served, engine: str = "auto", kept: Path | None = None) -> None:
         self.models, self.served = models, served
         self.config: dict[str, Any] = dict(models.scheduler().config)
+        self._colours: Tensor | None = None
+        self._decode_seconds = 0.0
         self._states: OrderedDict[tuple[str, int], Told] = OrderedDict()
         self.engine, self._unet, self.rate = fastest(models, engine, kept)
         self.channels = int(models.shape["in_channels"])
@@ -82,7 +85,20 @@ class Revision:
 
     def decoded(self, latents: Tensor) -> np.ndarray:
         """uint8 (height, width, 3) of one picture's scaled latents (1, c, h, w)."""
-        return self.models.decode(latents)[0]
+        began = time.perf_counter()
+        picture: np.ndarray = self.models.decode(latents)[0]
+        self._decode_seconds = time.perf_counter() - began
+        if self._decode_seconds > QUICK_SECONDS and self._colours is None:
+            self._colours = colours(latents, picture)
+        return picture
+
+    def preview(self, latents: Tensor) -> np.ndarray:
+        """uint8 (height, width, 3) of latents (1, c, h, w) on the way: decoded where that is quick, else by `colours`."""
+        if self._colours is None or self._decode_seconds <= QUICK_SECONDS:
+            return self.decoded(latents)
+        small = _with_one(latents) @ self._colours
+        shown = small.reshape(*latents.shape[2:], 3).clamp(0, 255).round().byte().cpu().numpy()
+        return pixels.enlarged(shown, self.models.pixels_per_latent)
 
     @torch.no_grad()
     def predict(self, parts: Sequence[tuple[Tensor, float, Told]]) -> list[Tensor]:
@@ -120,6 +136,19 @@ class Revision:
         more = {"added_cond_kwargs": {"text_embeds": beside[0], "time_ids": beside[1]}} if beside else {}
         said = self._unet(seen, times, encoder_hidden_states=states, return_dict=False, **more)[0].float()
         return list(said[: sum(counts)].split(counts))
+
+
+def colours(latents: Tensor, picture: np.ndarray) -> Tensor:
+    """(c + 1, 3): the linear map that comes nearest from latents (1, c, h, w), and a one, to the picture's colours (0..255)."""
+    seen = torch.from_numpy(picture.astype(np.float32)).permute(2, 0, 1)[None]
+    small = torch.nn.functional.adaptive_avg_pool2d(seen, (latents.shape[2], latents.shape[3]))
+    wanted = small[0].flatten(1).T.to(latents.device)
+    return torch.linalg.lstsq(_with_one(latents), wanted).solution
+
+
+def _with_one(latents: Tensor) -> Tensor:
+    rows = latents[0].float().flatten(1).T
+    return torch.cat([rows, torch.ones_like(rows[:, :1])], 1)
 
 
 def _joined(parts: Sequence[tuple[Tensor, float, Told]], name: str) -> Tensor | None:

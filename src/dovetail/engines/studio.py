@@ -279,7 +279,7 @@ class Studio:
         if work.ticket.future.done() or work.ticket.dropped:
             return
         try:
-            work.ticket.previews.append(receipts.plain(work.revision.decoded(believed)))
+            work.ticket.previews.append(receipts.plain(work.revision.preview(believed)))
             if work.ticket.heard:
                 work.ticket.heard(work.ticket)
         except Exception:  # a preview is no reason to lose the picture
