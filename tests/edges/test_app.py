@@ -1,9 +1,11 @@
 """The endpoint over a real socket: OpenAI's wire format, what can be read, refusals, metrics, the page."""
 
+import asyncio
 import base64
 import io
 import json
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,11 +16,13 @@ import pytest
 import small_studio
 from PIL import Image
 from small_studio import Serving, until
+from starlette.requests import Request
 from tiny import SIDE, drawing
 
 from dovetail.edges import app as web
-from dovetail.edges.app import intake, pictures, streams
+from dovetail.edges.app import intake, pictures, streams, waiting
 from dovetail.errors import EndpointError
+from dovetail.wishes import Caller, Ticket
 
 
 @pytest.fixture(scope="module")
@@ -246,3 +250,30 @@ def test_a_taken_port_and_a_foreign_address_are_said_with_a_next_step() -> None:
         web.bind("127.0.0.1", taken.getsockname()[1])
     with pytest.raises(EndpointError, match=r"cannot listen on 192\.0\.2\.1"):
         web.bind("192.0.2.1", 0)
+
+
+def test_a_request_that_is_cancelled_while_it_is_taken_in_leaves_no_work_behind(tiny_base: Path) -> None:
+    """Ray Serve cancels what a client does not wait for; uvicorn only says so."""
+    entered, go_on, taken = threading.Event(), threading.Event(), list[Ticket]()
+
+    class Slow(small_studio.SmallStudio):
+        def submit(self, wanted: Any, caller: Caller) -> list[Ticket]:
+            entered.set()
+            go_on.wait(20)
+            taken.extend(Ticket(wish, caller) for wish in wanted)
+            return taken
+
+    async def cancelled() -> None:
+        door = intake.Door(studio=studio, steps=2, guidance_scale=3.0, named=lambda s, _: s, check=lambda _: None)
+        request = Request({"type": "http", "headers": [], "state": {"key": "", "request_id": ""}})
+        asking = asyncio.create_task(waiting.submitted(door, request, intake.Asked(prompt="a cat")))
+        await asyncio.to_thread(entered.wait, 20)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        go_on.set()
+        await asyncio.to_thread(until, lambda: taken and all(ticket.dropped for ticket in taken))
+
+    studio = Slow(tiny_base)
+    asyncio.run(cancelled())
+    studio.stop()

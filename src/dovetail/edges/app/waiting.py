@@ -26,7 +26,7 @@ async def submitted(door: Door, request: Request, *asked: Asked) -> list[Ticket]
     """The tickets of a request, all or none. Raises Fault. What paints is asked in a thread, never in the event loop."""
     caller = caller_of(request, asked)
     try:
-        return await run_in_threadpool(_submitted, door, asked, caller)
+        return await _kept(asyncio.ensure_future(run_in_threadpool(_submitted, door, asked, caller)))
     except WishError as error:
         name = param_of(asked[0], error.parameter)
         raise Fault(400, f"{name}: {error}" if name not in str(error) else str(error), name, "invalid_value") from error
@@ -34,6 +34,15 @@ async def submitted(door: Door, request: Request, *asked: Asked) -> list[Ticket]
         raise
     except Exception as error:
         raise fault_of(error) from error
+
+
+async def _kept(submitting: "asyncio.Future[list[Ticket]]") -> list[Ticket]:
+    """The tickets; where the request is cancelled meanwhile they are dropped as soon as they are there."""
+    try:
+        return await asyncio.shield(submitting)
+    except asyncio.CancelledError:
+        submitting.add_done_callback(lambda done: None if done.cancelled() or done.exception() else drop(done.result()))
+        raise
 
 
 def _submitted(door: Door, many: Sequence[Asked], caller: Caller) -> list[Ticket]:
