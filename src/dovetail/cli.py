@@ -91,9 +91,7 @@ def run_command(
     run: RunFlag = None,
     base: BaseFlag = None,
     until: Annotated[str, typer.Option("--until", metavar="STAGE", help="last stage to bring up")] = "production",
-    method: Annotated[
-        str | None, typer.Option("--method", help="full, lora, dora, lokr or textual_inversion (training.method)")
-    ] = None,
+    method: MethodFlag = None,
     steps: Annotated[int | None, typer.Option("--steps", help="optimizer steps (training.steps)")] = None,
     config: ConfigFlag = None,
     settings: SetFlag = None,
@@ -169,6 +167,9 @@ def serve_command(
     ] = None,
     host: Annotated[str | None, typer.Option("--host", help="address to listen on (endpoint.host)")] = None,
     port: Annotated[int | None, typer.Option("--port", help="port to listen on, 0 for any free one (endpoint.port)")] = None,
+    replicas: Annotated[
+        int | None, typer.Option("--replicas", help="processes that answer, by Ray Serve; 0 is without (endpoint.replicas)")
+    ] = None,
     check: Annotated[
         bool, typer.Option("--check", help="stage 9 alone: start on what the run published, ask for one picture, stop")
     ] = False,
@@ -179,7 +180,7 @@ def serve_command(
     """Stage 9: answer requests until stopped; a registry name is followed as it is promoted and rolled back."""
     from dovetail import library
 
-    keys = _keys(settings, endpoint__host=host, endpoint__port=port)
+    keys = _keys(settings, endpoint__host=host, endpoint__port=port, endpoint__replicas=replicas)
     if check:
         done = _work("endpoint", True, run, config, False, keys)
         if done:
@@ -230,9 +231,7 @@ def plan_command(
     folder: Annotated[str | None, typer.Argument(help="pictures with captions")] = None,
     run: RunFlag = None,
     base: BaseFlag = None,
-    method: Annotated[
-        str | None, typer.Option("--method", help="full, lora, dora, lokr or textual_inversion (training.method)")
-    ] = None,
+    method: MethodFlag = None,
     steps: Annotated[int | None, typer.Option("--steps", help="optimizer steps (training.steps)")] = None,
     gpus: Annotated[str | None, typer.Option("--gpus", metavar="FILE", help="table of GPUs and prices")] = None,
     from_scratch: Annotated[bool, typer.Option("--from-scratch", help="what a Stable Diffusion itself costs")] = False,

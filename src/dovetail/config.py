@@ -180,6 +180,7 @@ class Endpoint(Table):
     guidance_scale: float | None = Field(None, ge=1, description="empty means the one that came with the base, else 7.5")
     engine: Literal["auto", "torch", "bf16", "openvino"] = Field("auto", description="auto takes the fastest of a short trial")
     log: Literal["off", "json"] = Field("off", description="json: a line for each answer and picture on standard error")
+    replicas: int = Field(0, ge=0, description="processes that answer, started by Ray Serve; 0 means this one, without Ray")
     base_too: bool = Field(False, description="serve the base that it was tuned from beside it, as model `base`")
     prompt: str = Field("", description="asked of the endpoint to see that it answers; empty means the first test caption")
     seed: int = 7

@@ -3,10 +3,12 @@
 import base64
 import json
 import os
+import socket
 import threading
 import urllib.request
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,8 @@ from dovetail import bases
 from dovetail.config import Endpoint
 from dovetail.core import digests, solvers
 from dovetail.edges import app as web
-from dovetail.edges import machine
+from dovetail.edges import cluster, machine
+from dovetail.edges.console import Show
 from dovetail.edges.folders import Artifact, Desk, Showing, write_bytes, write_json
 from dovetail.edges.models import Models
 from dovetail.edges.registry import default_root
@@ -25,7 +28,10 @@ from dovetail.errors import EndpointError
 from dovetail.records import Example, Hints
 from dovetail.wishes import Painted, Served, Wish
 
+Find = Callable[[], tuple[Path, str]]  # folder and version to be served now
+Base = Callable[[Path], Path | None]  # a model's folder -> that of the base it was tuned from
 POLL_SECONDS = 0.5
+GRACE_SECONDS = 35.0  # in which a replica finishes what is under way
 AREAS = 4  # pictures may be so many times larger than the usual one
 
 
@@ -93,40 +99,84 @@ def _post(url: str, body: dict[str, object]) -> dict[str, Any]:
 
 
 def serve(
-    find: Callable[[], tuple[Path, str]],
-    name: str,
-    guidance_scale: float,
-    config: Endpoint,
-    show: Showing,
-    base: Callable[[Path], Path | None] = lambda folder: None,
+    find: Find, name: str, guidance_scale: float, config: Endpoint, show: Showing, base: Base = lambda folder: None
 ) -> None:
     """Answer requests until stopped; where `find` comes to name another version, take it up without dropping a request.
 
     `base` finds the folder of the base that a model was tuned from, to be served beside it under the name `base`.
     """
-    if config.log == "json":
-        web.log()
     access = web.access_from(os.environ)
     web.refuse_open(config.host, access)
     bound = web.bind(config.host, config.port)
-    folder, version = find()
-    beside = base(folder) if config.base_too else None
-    others = {"base": opened(beside, "base", "base", config.engine)} if beside else {}
-    studio = Studio(opened(folder, name, version, config.engine), others)
-    app = web.build_app(
-        studio, config.steps, config.guidance_scale or guidance_scale, access, named=solvers.named, receipt=_receipt(studio)
-    )
-    server = web.Server(app, bound)
-    stopped = threading.Event()
-    follower = threading.Thread(target=_follow, args=(find, name, studio, stopped, show, config), name="follower", daemon=True)
-    follower.start()
-    show.say(f"{name} {version} answers at {server.url} ({studio.engine}; Ctrl-C stops it)")
+    if config.replicas:
+        _serve_together(find, name, guidance_scale, config, show, base, access, bound)
+        return
+    stand = Stand(find, name, guidance_scale, config, show, base, access)
+    server = web.Server(stand.app, bound)
+    show.say(f"{name} {stand.studio.served.version} answers at {server.url} ({stand.studio.engine}; Ctrl-C stops it)")
     try:
         server.run()
     finally:
-        stopped.set()
-        follower.join()
-        studio.close()
+        stand.close()
+
+
+class Stand:
+    """The application over a studio that follows the releases of a name."""
+
+    def __init__(
+        self, find: Find, name: str, guidance_scale: float, config: Endpoint, show: Showing, base: Base, access: web.Access
+    ) -> None:
+        if config.log == "json":
+            web.log()
+        folder, version = find()
+        beside = base(folder) if config.base_too else None
+        others = {"base": opened(beside, "base", "base", config.engine)} if beside else {}
+        self.studio = Studio(opened(folder, name, version, config.engine), others)
+        self.app = web.build_app(
+            self.studio, config.steps, config.guidance_scale or guidance_scale, access, named=solvers.named,
+            receipt=_receipt(self.studio), alone=config.replicas < 2,
+        )  # fmt: skip
+        self._stopped = threading.Event()
+        told = (find, name, self.studio, self._stopped, show, config)
+        self._follower = threading.Thread(target=_follow, args=told, name="follower", daemon=True)
+        self._follower.start()
+
+    @property
+    def ready(self) -> bool:
+        """Whether it can paint now."""
+        return self.studio.ready
+
+    def close(self) -> None:
+        """Finish what is under way and end."""
+        self._stopped.set()
+        self._follower.join()
+        self.studio.close()
+
+
+def _serve_together(
+    find: Find, name: str, guidance_scale: float, config: Endpoint, show: Showing, base: Base, access: web.Access,
+    bound: socket.socket,
+) -> None:  # fmt: skip
+    """The same by several processes at one address, which paint the same bytes: with one engine, and as many threads each."""
+    with bound:  # free, or we would not be here; from now on it is Ray Serve's
+        url, port = web.url_of(bound), bound.getsockname()[1]
+    with cluster.crew(config.replicas) as crew:
+        show.say(f"{crew.count} replicas of {name} with {crew.threads} threads each are being started")
+        engine = crew.ask(_engine, find, name, config) if config.engine == "auto" else config.engine
+        alike = config.model_copy(update={"engine": engine})
+        crew.stand(partial(_replica, find, name, guidance_scale, alike, base, access), config.host, port, GRACE_SECONDS)
+        show.say(f"{name} answers at {url} ({engine}, {crew.count} replicas; Ctrl-C stops them)")
+        crew.wait()
+
+
+def _engine(find: Find, name: str, config: Endpoint) -> str:
+    """The fastest one where the replicas are to run."""
+    folder, version = find()
+    return opened(folder, name, version, config.engine).engine
+
+
+def _replica(find: Find, name: str, guidance_scale: float, config: Endpoint, base: Base, access: web.Access) -> Stand:
+    return Stand(find, name, guidance_scale, config, Show(), base, access)
 
 
 def _receipt(studio: Studio) -> Callable[[bytes], tuple[Wish, Callable[[Painted], str]]]:
@@ -141,14 +191,7 @@ def _receipt(studio: Studio) -> Callable[[bytes], tuple[Wish, Callable[[Painted]
     return read
 
 
-def _follow(
-    find: Callable[[], tuple[Path, str]],
-    name: str,
-    studio: Studio,
-    stopped: threading.Event,
-    show: Showing,
-    config: Endpoint,
-) -> None:
+def _follow(find: Find, name: str, studio: Studio, stopped: threading.Event, show: Showing, config: Endpoint) -> None:
     refused = ""
     while not stopped.wait(POLL_SECONDS):
         version = ""

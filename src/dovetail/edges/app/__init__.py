@@ -14,10 +14,10 @@ from dovetail.edges.app.intake import Door
 from dovetail.edges.app.logs import JsonLines
 from dovetail.edges.app.logs import begin as log
 from dovetail.edges.app.reading import PAGE
-from dovetail.edges.app.server import Server, bind
+from dovetail.edges.app.server import Server, bind, url_of
 from dovetail.wishes import Studio
 
-__all__ = ["PAGE", "Access", "JsonLines", "Server", "access_from", "bind", "build_app", "log", "refuse_open"]
+__all__ = ["PAGE", "Access", "JsonLines", "Server", "access_from", "bind", "build_app", "log", "refuse_open", "url_of"]
 
 
 def _as_said(sampler: str, scheduler: str) -> str | None:
@@ -38,14 +38,16 @@ def build_app(
     named: Callable[[str, str], str | None] = _as_said,
     check: Callable[[str], str | None] = _all_pass,
     receipt: reproducing.Receipt | None = None,
+    alone: bool = True,
 ) -> FastAPI:
     """The application over a studio.
 
     `named` makes (sampler, scheduler), as any of the wires says them, a name of `Served.samplers`, or None.
     `receipt` makes a PNG of ours the wish that it came from, and a function that says why a picture is not it.
     `check` says why a prompt is refused, or None; it may take its time.
+    Where it is not `alone` at its address, what one process keeps for later requests is refused.
     """
-    door = Door(studio=studio, steps=default_steps, guidance_scale=default_guidance, named=named, check=check)
+    door = Door(studio=studio, steps=default_steps, guidance_scale=default_guidance, named=named, check=check, alone=alone)
     registry = CollectorRegistry()
     app = FastAPI(title="Dovetail endpoint", version="1", docs_url="/docs", redoc_url=None, redirect_slashes=False)
     for routes in (openai.router(door), webui.router(door), reading.router(door, registry), huggingface.router(door)):

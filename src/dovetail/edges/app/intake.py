@@ -40,6 +40,7 @@ class Door:
     guidance_scale: float
     named: Named
     check: Check
+    alone: bool = True  # no other process answers at the same address: what is kept here is found here
     kept: pictures.Kept = field(default_factory=pictures.Kept)
     jobs: dict[str, list[Job]] = field(default_factory=dict)  # of each key
     chosen: dict[str, str] = field(default_factory=dict)  # model that each key chose in the web UI's options
@@ -67,6 +68,12 @@ class Asked:
     deadline_seconds: float | None = None
     previews: int = 0
     params: Mapping[str, str] = field(default_factory=dict)  # field of a wish -> what the wire calls it
+
+
+def only_alone(door: Door, what: str, param: str | None = None) -> None:
+    """Refuse what one process keeps and the others do not know, where several answer at one address. Raises Fault."""
+    if not door.alone:
+        raise Fault(400, f"{what} is not offered where several replicas answer at one address", param, "unsupported")
 
 
 def param_of(asked: Asked, name: str) -> str:

@@ -176,6 +176,8 @@ def _model(door: Door, name: str) -> dict[str, Any]:
 
 
 async def _answered(door: Door, request: Request, wanted: Common, asked: Asked, kind: str) -> Response:
+    if wanted.response_format == "url":
+        intake.only_alone(door, "response_format: url", "response_format")
     tickets = await submitted(door, request, asked)
     if wanted.stream:
         return streams.Events(request, tickets, kind)

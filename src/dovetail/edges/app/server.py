@@ -24,6 +24,12 @@ def bind(host: str, port: int) -> socket.socket:
     return bound
 
 
+def url_of(bound: socket.socket) -> str:
+    """Where a bound socket answers."""
+    host, port = bound.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
 class Server:
     """uvicorn over a bound socket, in this thread or in one of its own."""
 
@@ -35,8 +41,7 @@ class Server:
     @property
     def url(self) -> str:
         """Where it answers."""
-        host, port = self.bound.getsockname()[:2]
-        return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        return url_of(self.bound)
 
     def run(self) -> None:
         """Serve until told to stop (Ctrl-C, SIGTERM or `stop`); requests under way are finished."""

@@ -151,16 +151,19 @@ def router(door: Door) -> APIRouter:
 
     @routes.get("/progress", summary="How far this key's requests are")
     async def progress(request: Request, skip_current_image: bool = False) -> dict[str, Any]:
+        intake.only_alone(door, "progress")
         return _progress(door.jobs.get(request.state.key, []), skip_current_image)
 
     @routes.post("/interrupt", summary="Drop what this key asked for here and is not done")
     async def interrupt(request: Request) -> dict[str, Any]:
+        intake.only_alone(door, "interrupt")
         for job in list(door.jobs.get(request.state.key, [])):
             drop(job.tickets)
         return {}
 
     @routes.post("/skip", summary="Drop the oldest picture that this key asked for here and is not done")
     async def skip(request: Request) -> dict[str, Any]:
+        intake.only_alone(door, "skip")
         waiting = [t for job in door.jobs.get(request.state.key, []) for t in job.tickets if not t.future.done()]
         drop(waiting[:1])
         return {}
@@ -173,6 +176,7 @@ def router(door: Door) -> APIRouter:
 
     @routes.post("/options", summary="Set them, for this key alone")
     async def set_options(wanted: Options, request: Request) -> None:
+        intake.only_alone(door, "setting options")
         _set(door, request.state.key, wanted)
 
     @routes.post("/png-info", summary="What a picture tells of its making")
