@@ -22,6 +22,7 @@ SIZES = {"train_batch_size": 2, "gradient_accumulation_steps": 1}
 def local_cluster():
     """Two workers on this machine, however many cores it has."""
     ray.init(
+        address="local",  # one of its own, whatever else runs here
         num_cpus=2,
         include_dashboard=False,
         logging_level="error",

@@ -84,7 +84,7 @@ def replicas(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     registry.add("cats", "v1", tiny_base)
     registry.add("cats", "v2", other)
     registry.promote("cats", "v1", "")
-    ray.init(num_cpus=2, include_dashboard=False, logging_level="error", log_to_driver=False)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="error", log_to_driver=False)
     with pytest.MonkeyPatch.context() as patch:
         made = Replicas(registry)
         patch.setattr(cluster.Crew, "wait", lambda crew: made.stop.wait())
