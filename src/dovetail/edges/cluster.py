@@ -210,7 +210,13 @@ def _begin(ray: Any, own: bool) -> None:
     """Ray takes SIGTERM for itself; it stays with whoever had it."""
     before = signal.getsignal(signal.SIGTERM)
     beside = {"include_dashboard": False} if own else {}
-    ray.init(address="local" if own else os.environ["RAY_ADDRESS"], logging_level=logging.ERROR, **beside)
+    address = "local" if own else os.environ["RAY_ADDRESS"]
+    try:
+        ray.init(address=address, logging_level=logging.ERROR, **beside)
+    except ConnectionError as error:
+        raise EndpointError(
+            f"cannot join the Ray cluster {address}", do="see whether it runs, and whether it wants RAY_AUTH_MODE=token"
+        ) from error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, before)
 
