@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test install check base clean
+.PHONY: demo test test-cluster install check base clean
 
 ## demo: the main job on the embedded base and the shipped television pictures
 demo: install
@@ -10,7 +10,11 @@ demo: install
 
 ## test: the whole suite, two files at a time
 test: install
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n 2 --dist loadfile -m "not cluster"
+
+## test-cluster: the endpoint in several processes by Ray Serve, half a minute more
+test-cluster: install
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -m cluster
 
 ## install: .venv with all that demo and test need; .venv/bin/dovetail is the command
 install: $(VENV)/.installed

@@ -31,6 +31,8 @@ from dovetail.wishes import Caller, Wish
 CAT = {"prompt": "a cat", "seed": 1, "steps": 2}
 LONG = {"prompt": "a cat", "seed": 1, "steps": 150}
 
+pytestmark = pytest.mark.cluster  # `make test-cluster`: starting Ray Serve takes longer than all they do
+
 
 class Replicas:
     """`endpoint.serve` with two replicas, in a thread; `stop` is what Ctrl-C does."""
