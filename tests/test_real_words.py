@@ -7,9 +7,7 @@ import pytest
 import tiny
 import torch
 from test_launch import go
-from transformers import CLIPTextConfig, CLIPTextModel
 
-from benchmarks.full_size import vocabulary
 from dovetail.edges import words
 from dovetail.edges.models import Models
 from dovetail.engines import painter
@@ -20,16 +18,7 @@ LONG = ", ".join(f"a television number {n} with a wooden case and two antennas" 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny Stable Diffusion with the real tokenizer, 77 tokens at a time."""
-    folder = tiny.write_base(tmp_path_factory.mktemp("real words") / "base")
-    vocabulary().save_pretrained(folder / "tokenizer")
-    torch.manual_seed(3)
-    CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=49408, hidden_size=tiny.WIDTH, intermediate_size=32, num_attention_heads=2, num_hidden_layers=2,
-            max_position_embeddings=77, bos_token_id=49406, eos_token_id=49407, pad_token_id=49407, initializer_factor=20.0,
-        )
-    ).save_pretrained(folder / "text_encoder")  # fmt: skip
-    return folder
+    return tiny.write_base_with_clips_words(tmp_path_factory.mktemp("real words") / "base")
 
 
 @pytest.fixture

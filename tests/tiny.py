@@ -184,6 +184,22 @@ def add_picture(folder: Path, name: str, caption: str, image: Image.Image | byte
     return place
 
 
+def write_base_with_clips_words(folder: Path) -> Path:
+    """The tiny Stable Diffusion with CLIP's own vocabulary, 77 tokens at a time."""
+    from benchmarks.full_size import vocabulary
+
+    write_base(folder)
+    vocabulary().save_pretrained(folder / "tokenizer")
+    torch.manual_seed(3)
+    CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=49408, hidden_size=WIDTH, intermediate_size=32, num_attention_heads=2, num_hidden_layers=2,
+            max_position_embeddings=77, bos_token_id=49406, eos_token_id=49407, pad_token_id=49407, initializer_factor=20.0,
+        )
+    ).save_pretrained(folder / "text_encoder")  # fmt: skip
+    return folder
+
+
 def short(**tables: Any) -> dict[str, Any]:
     """The shortest run's configuration with tables or keys laid over it."""
     from dovetail.edges import settings

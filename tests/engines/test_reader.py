@@ -8,9 +8,7 @@ import tiny
 import torch
 from test_painter import CPU, apart, theirs
 from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModel
 
-from benchmarks.full_size import vocabulary
 from dovetail.edges import words
 from dovetail.edges.models import Models
 from dovetail.engines import painter, reader
@@ -37,16 +35,7 @@ def models(tiny_base: Path) -> Models:
 @pytest.fixture(scope="module")
 def real_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny Stable Diffusion with CLIP's own words, 77 tokens at a time."""
-    folder = tiny.write_base(tmp_path_factory.mktemp("weights") / "base")
-    vocabulary().save_pretrained(folder / "tokenizer")
-    torch.manual_seed(3)
-    CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=49408, hidden_size=tiny.WIDTH, intermediate_size=32, num_attention_heads=2, num_hidden_layers=2,
-            max_position_embeddings=77, bos_token_id=49406, eos_token_id=49407, pad_token_id=49407, initializer_factor=20.0,
-        )
-    ).save_pretrained(folder / "text_encoder")  # fmt: skip
-    return folder
+    return tiny.write_base_with_clips_words(tmp_path_factory.mktemp("weights") / "base")
 
 
 @pytest.fixture(scope="module")

@@ -265,6 +265,8 @@ def test_closing_finishes_what_is_under_way_and_takes_nothing_more(cats: Revisio
     [
         ({"width": SIDE + 1}, "size"), ({"width": 64 * SIDE}, "size"), ({"sampler": "magic"}, "sampler"),
         ({"steps": 0}, "steps"), ({"sampler": "lcm", "steps": 51}, "steps"),
+        ({"prompt": "a" * 4001}, "prompt"), ({"negative_prompt": "BREAK " * 17}, "prompt"), ({"seed": 2**63}, "seed"),
+        ({"guidance_scale": float("inf")}, "guidance_scale"), ({"guidance_scale": float("nan")}, "guidance_scale"),
         ({"model": "other"}, "model"), ({"image": b"no picture"}, "image"), ({"strength": 0.0}, "strength"),
     ],
 )  # fmt: skip
@@ -284,4 +286,4 @@ def test_a_picture_says_how_it_came_to_be(painting: Studio) -> None:
     other = told | {"digest": "2"}
     assert receipts.difference(painted.png + b"x", again.future.result(), other).startswith("another model")
     with pytest.raises(WishError, match="does not say its prompt"):
-        receipts.wish_of(receipts.plain(np.zeros((8, 8, 3), np.uint8)))
+        receipts.wish_of(pixels.png(np.zeros((8, 8, 3), np.uint8)))

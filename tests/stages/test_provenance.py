@@ -95,6 +95,14 @@ def test_a_seed_that_is_no_number_is_refused(client: httpx.Client, picture: byte
     assert answer.status_code == 400 and "not numbers" in answer.json()["error"]
 
 
+@pytest.mark.parametrize(
+    "changed", [{"prompt": "a " * 4000}, {"steps": "1000000000"}, {"guidance_scale": "inf"}, {"seed": "-1"}, {"width": "99999"}]
+)
+def test_a_picture_that_asks_for_too_much_is_refused(client: httpx.Client, picture: bytes, changed: dict[str, str]) -> None:
+    answer = client.post("/reproduce", content=said(picture, **changed))
+    assert answer.status_code == 400 and answer.json()["error"]
+
+
 def test_a_picture_leads_to_the_rows_that_its_model_learnt_from(
     finished: Finished, published: dict[str, Any], picture: bytes, tmp_path: Path
 ) -> None:

@@ -39,11 +39,6 @@ def receipt(wish: Wish, served: Served, engine: str) -> dict[str, str]:
     return told
 
 
-def plain(picture: np.ndarray) -> bytes:
-    """PNG bytes without a receipt: a preview."""
-    return pixels.png(picture)
-
-
 def looked_at(image: bytes) -> None:
     """Raises WishError where these bytes are no picture, or one of too many pixels; nothing is decoded."""
     try:

@@ -6,6 +6,7 @@ each row then takes its own solver's step. Reading and decoding happen in a seco
 """
 
 import logging
+import math
 import queue
 import threading
 import time
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from dovetail.core import shares, solvers
+from dovetail.edges import pixels
 from dovetail.edges.metrics import Metrics, resident_bytes
 from dovetail.engines import receipts, works
 from dovetail.engines.painter import start_noise
@@ -60,7 +62,8 @@ class Studio:
         self._preparing = self._decoding = 0
         self._had: dict[str, float] = {}  # row-steps that each key was given
         self._turns: dict[tuple[int, int, int, int], float] = {}
-        self._rate, self._sick, self._closing = revision.rate, 0, False
+        self._rate, self._sick = revision.rate, 0
+        self._closing = self._stop = False  # takes nothing more; ends
         self._finished: deque[tuple[float, float]] = deque(maxlen=16)  # when, row-steps
         self._desk: queue.Queue[Callable[[], None] | None] = queue.Queue()
         self._threads = [threading.Thread(target=f, name=f"studio {f.__name__}", daemon=True) for f in (self._loop, self._work)]
@@ -191,7 +194,8 @@ class Studio:
 
     def _lower(self, work: Work) -> None:
         backlog = sum(w.cost for w in self._waiting) / max(self._rate, 1e-9)
-        steps = shares.fewer_steps(work.wish.steps, work.wish.least_steps, backlog, CALM_SECONDS)
+        least = work.wish.least_steps and max(work.wish.least_steps, math.ceil(1 / work.wish.strength))  # a step is left to do
+        steps = shares.fewer_steps(work.wish.steps, least, backlog, CALM_SECONDS)
         if steps < work.wish.steps:
             work.degraded = f"steps {work.wish.steps} -> {steps}"
             work.wish = replace(work.wish, steps=steps)
@@ -231,7 +235,7 @@ class Studio:
         with self._bell:
             self._preparing -= 1
             if not work.ticket.future.done():
-                work.turns = max((self._turns.get(work.group, 0.0)), min(self._turns.values(), default=0.0))
+                work.turns = max(self._turns.get(work.group, 0.0), min(self._turns.values(), default=0.0))
                 self._joining.append(work)
             self._bell.notify_all()
 
@@ -279,15 +283,14 @@ class Studio:
         if work.ticket.future.done() or work.ticket.dropped:
             return
         try:
-            work.ticket.previews.append(receipts.plain(work.revision.preview(believed)))
+            work.ticket.previews.append(pixels.png(work.revision.preview(believed)))
             if work.ticket.heard:
                 work.ticket.heard(work.ticket)
-        except Exception:  # a preview is no reason to lose the picture
+        except Exception as error:  # a preview is no reason to lose the picture
+            LOG.info("preview", exc_info=error, extra={"told": works.told(work)})
             self.metrics.failures.labels("preview").inc()
 
     # The loop
-
-    _stop = False
 
     def _loop(self) -> None:
         while True:

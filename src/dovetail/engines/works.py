@@ -1,5 +1,6 @@
 """A wish on its way through the painter, and what is asked of it before it is let in."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,7 +14,7 @@ from dovetail.engines.revisions import Revision, Told
 from dovetail.errors import BadConfigError
 from dovetail.wishes import Painted, Served, Ticket, UnpaintableError, Wish, WishError
 
-MOST_BREAKS = 16
+MOST_LETTERS, MOST_BREAKS = 4000, 16
 NOWHERE = torch.empty(0)
 NOTHING = Told(states=NOWHERE)
 EMPTY = solvers.Plan(NOWHERE, NOWHERE, NOWHERE, NOWHERE, NOWHERE, (), (0.0, 0.0))
@@ -62,6 +63,12 @@ def checked(wish: Wish, served: Served, config: Mapping[str, Any]) -> Wish:
         raise WishError("steps must be 1 or more", "steps")
     if not 0 < wish.strength <= 1 or (wish.image and int(wish.steps * wish.strength) < 1):
         raise WishError("strength must be above 0 and at most 1, and leave a step to be done", "strength")
+    if max(len(wish.prompt), len(wish.negative_prompt)) > MOST_LETTERS:
+        raise WishError(f"a prompt may have {MOST_LETTERS} letters", "prompt")
+    if not 0 <= wish.seed < 2**63:
+        raise WishError("seed must be 0 or more, and below 2 to the 63", "seed")
+    if not 1 <= wish.guidance_scale < math.inf:
+        raise WishError("guidance_scale must be a number of 1 or more", "guidance_scale")
     if max(wish.prompt.count("BREAK"), wish.negative_prompt.count("BREAK")) > MOST_BREAKS:
         raise WishError(f"a prompt may have {MOST_BREAKS} BREAKs: each is a pass of the text encoder", "prompt")
     if wish.image:
