@@ -12,7 +12,7 @@ demo: install
 test: install
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n 2 --dist loadfile -m "not cluster"
 
-## test-cluster: the endpoint in several processes by Ray Serve, half a minute more
+## test-cluster: what Ray is slow to start: lost workers, several processes behind one address; two minutes more
 test-cluster: install
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -m cluster
 

@@ -15,6 +15,7 @@ from test_launch import TAKEN, go
 from dovetail.edges import tensors
 from dovetail.errors import BadConfigError, BadInputError
 
+STEPS = 60  # enough to be killed in
 SIZES = {"train_batch_size": 2, "gradient_accumulation_steps": 1}
 
 
@@ -42,6 +43,7 @@ def test_two_workers_learn_what_one_process_does(local_cluster, tiny_base: Path,
     assert moved > 1e-4 and apart < 0.01 * moved
 
 
+@pytest.mark.cluster
 def test_a_worker_that_is_lost_is_replaced_and_the_training_goes_on(
     local_cluster, tiny_base: Path, pictures: Path, tmp_path: Path
 ) -> None:
@@ -59,15 +61,16 @@ def test_a_worker_that_is_lost_is_replaced_and_the_training_goes_on(
 
     thread = threading.Thread(target=kill_one, daemon=True)
     thread.start()
-    go(tiny_base, pictures, out, ray_workers=1, max_train_steps=200, checkpointing_steps=2, checkpoints_total_limit=2, **SIZES)
+    go(tiny_base, pictures, out, ray_workers=1, max_train_steps=STEPS, checkpointing_steps=2, checkpoints_total_limit=2, **SIZES)
     thread.join(10)
     assert killed
-    whole = go(tiny_base, pictures, tmp_path / "whole", max_train_steps=200, checkpointing_steps=2, **SIZES)
+    whole = go(tiny_base, pictures, tmp_path / "whole", max_train_steps=STEPS, checkpointing_steps=2, **SIZES)
     assert tensors.digest(tensors.read(out / TAKEN)) == tensors.digest(tensors.read(whole / TAKEN))
     steps = [json.loads(row)["step"] for row in (out / "logs" / "metrics.jsonl").read_text().splitlines()]
-    assert steps[-1] == 200
+    assert steps[-1] == STEPS
 
 
+@pytest.mark.cluster
 def test_what_is_wrong_is_said_in_one_line(local_cluster, tiny_base: Path, pictures: Path, tmp_path: Path) -> None:
     with pytest.raises(BadConfigError, match="3 workers want a CPU each, and the cluster has 2"):
         go(tiny_base, pictures, tmp_path / "few", ray_workers=3, **SIZES)

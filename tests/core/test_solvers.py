@@ -222,7 +222,7 @@ def test_a_row_that_needs_noise_asks_for_it() -> None:
         ("ddim", 20, {}, 1.5, "a strength of 1.5 is not"),
         ("ddim", 20, {}, float("nan"), "a strength of nan is not"),
         ("ddim", 4, {}, 0.2, "a strength of 0.2 leaves none of 4 steps"),
-        ("ddim", 1001, {}, None, "1001 steps do not fit 1000 timesteps"),
+        ("ddim", 1001, {}, None, "1001 steps are too many"),
         ("unipc", 1000, {}, None, "1000 steps do not fit 1000 timesteps"),
         ("lcm", 51, {}, None, "LCM was taught for at most 50 steps"),
     ],

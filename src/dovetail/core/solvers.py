@@ -122,8 +122,9 @@ def plan(name: str, steps: int, config: Mapping[str, Any], strength: float | Non
     """
     if name not in NAMES:
         raise BadConfigError(f"no solver {name!r}", do=f"give one of {', '.join(NAMES)}")
-    if steps < 1:
-        raise BadConfigError(f"{steps} steps are too few", do="give 1 or more")
+    most = int(config.get("num_train_timesteps", 1000))
+    if not 1 <= steps <= most:
+        raise BadConfigError(f"{steps} steps are too {'few' if steps < 1 else 'many'}", do=f"give 1 to {most}")
     if strength is not None and not 0 < strength <= 1:
         raise BadConfigError(f"a strength of {strength} is not above 0 and at most 1", do="give say 0.6")
     kept = steps if strength is None else min(int(steps * strength), steps)
