@@ -61,7 +61,16 @@ def test_a_worker_that_is_lost_is_replaced_and_the_training_goes_on(
 
     thread = threading.Thread(target=kill_one, daemon=True)
     thread.start()
-    go(tiny_base, pictures, out, ray_workers=1, max_train_steps=STEPS, checkpointing_steps=2, checkpoints_total_limit=2, **SIZES)
+    go(
+        tiny_base,
+        pictures,
+        out,
+        ray_workers=1,
+        max_train_steps=STEPS,
+        checkpointing_steps=2,
+        checkpoints_total_limit=2,
+        **SIZES,
+    )
     thread.join(10)
     assert killed
     whole = go(tiny_base, pictures, tmp_path / "whole", max_train_steps=STEPS, checkpointing_steps=2, **SIZES)
