@@ -130,7 +130,7 @@ def _made_up(models: "Models", config: Config, side: int) -> Any:
     from dovetail.engines.material import Item, Material
 
     small = side // models.pixels_per_latent
-    moments = torch.zeros(1, 2 * models.vae.config.latent_channels, small, small)
+    moments = torch.zeros(1, 2 * models.vae_shape["latent_channels"], small, small)
     count = config.training.batch_size * config.training.gradient_accumulation_steps
     sizes = torch.tensor([[side, side, 0, 0, side, side]], dtype=torch.float32)
     items = [Item(name=str(i), caption="", moments=moments, sizes=sizes) for i in range(count)]
@@ -190,7 +190,7 @@ def _pictures(config: Config) -> int:
 def _disk(config: Config, run: "Run", models: "Models", load: Load, side: int, pictures: int) -> str:
     """Bytes that the run will leave, beside what is free."""
     views = (1 if config.processing.centre_crop else 4) * (2 if config.processing.random_flip else 1)
-    latents = pictures * views * 2 * models.vae.config.latent_channels * (side // models.pixels_per_latent) ** 2 * 4
+    latents = pictures * views * 2 * models.vae_shape["latent_channels"] * (side // models.pixels_per_latent) ** 2 * 4
     checkpoint = load.trained * (16 if config.training.ema_decay else 12)
     kept = config.training.checkpoints_kept or -(-config.training.steps // config.training.checkpoint_every)
     weights = 4 * sum(p.numel() for p in models.unet.parameters()) + 4 * load.frozen

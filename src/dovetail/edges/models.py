@@ -1,5 +1,6 @@
 """Models: find, load, encode, decode, judge (diffusers, transformers, peft)."""
 
+import inspect
 import json
 import os
 import warnings
@@ -130,6 +131,17 @@ class Models:
         """The U-Net's configuration, without its weights."""
         return dict(UNet2DConditionModel.load_config((self.unet_from or self.folder) / "unet", local_files_only=True))
 
+    @cached_property
+    def vae_shape(self) -> dict[str, Any]:
+        """The VAE's configuration, without its weights; what the folder leaves out is diffusers' own."""
+        usual = {name: given.default for name, given in inspect.signature(AutoencoderKL.__init__).parameters.items()}
+        try:
+            return usual | AutoencoderKL.load_config(self.folder / "vae", local_files_only=True)
+        except OSError as error:
+            raise ModelError(
+                f"the model in {self.folder} has no VAE: {first_line(error)}", do="give a diffusers folder"
+            ) from error
+
     @property
     def resolution(self) -> int:
         """Pixels of a side that the U-Net was made for."""
@@ -138,7 +150,7 @@ class Models:
     @property
     def pixels_per_latent(self) -> int:
         """8 for Stable Diffusion, 4 for the embedded base."""
-        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+        return 2 ** (len(self.vae_shape["block_out_channels"]) - 1)
 
     @property
     def is_xl(self) -> bool:
@@ -229,7 +241,7 @@ class Models:
     @torch.no_grad()
     def decode(self, latents: Tensor) -> np.ndarray:
         """uint8 pictures (b, H, W, 3) of scaled latents (b, c, h, w), rounded as diffusers does."""
-        decoded = self.vae.decode(latents.to(self.device, self.vae.dtype) / self.vae.config.scaling_factor).sample
+        decoded = self.vae.decode(latents.to(self.device, self.vae.dtype) / self.vae_shape["scaling_factor"]).sample
         unit = (decoded.float() / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
         return (unit * 255).round().astype(np.uint8)
 

@@ -31,7 +31,7 @@ class Objective:
         """Read from the model's own scheduler and VAE."""
         scheduler = models.scheduler()
         alphas, prediction = scheduler.alphas_cumprod.to(models.device), scheduler.config.prediction_type
-        return cls(alphas, prediction, float(models.vae.config.scaling_factor), models.device)
+        return cls(alphas, prediction, float(models.vae_shape["scaling_factor"]), models.device)
 
     def losses(self, unet: torch.nn.Module, rows: Sequence[Row], dream: float | None = None) -> Tensor:
         """Loss of each row, float32 (rows,): the U-Net sees the noise that is mixed in and is asked for the row's own.

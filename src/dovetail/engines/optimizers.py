@@ -74,10 +74,12 @@ class Packed:
     """
 
     CHUNK = 2**23  # numbers whose gradients are float32 at once
+    OFTEN = 4  # parameters, however small, after which freed memory goes back
 
     def __init__(self, unet: torch.nn.Module, optimizer: Any) -> None:
         self.optimizer, self.factor, self.freed = optimizer, 1.0, 0
         self.kept: dict[Tensor, Tensor] = {}
+        self.norms: dict[Tensor, Tensor] = {}
         layers = [m for m in unet.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)]
         self.cast = {p for layer in layers for p in layer.parameters(recurse=False) if p.requires_grad}
         for parameter in unet.parameters():
@@ -86,7 +88,7 @@ class Packed:
 
     def clip(self, most: float) -> float:
         """Norm of all gradients, in the order of the parameters; the next step scales them to `most` where it is more."""
-        norms = [torch.linalg.vector_norm(self.kept[p].float()) for group in self._chunks() for p in group]
+        norms = [self.norms[p] for p in self.optimizer.param_groups[0]["params"] if p in self.kept]
         norm = torch.linalg.vector_norm(torch.stack(norms))
         self.factor = float((most / (norm + 1e-6)).clamp(max=1.0)) if math.isfinite(most) else 1.0
         return float(norm)
@@ -120,14 +122,15 @@ class Packed:
         if gradient is None:
             return
         if parameter in self.kept:
-            self.kept[parameter] = self.kept[parameter].float().add_(gradient)
+            self.kept[parameter] = gradient.add_(self.kept[parameter])
         else:
             self.kept[parameter] = gradient.bfloat16() if parameter in self.cast else gradient
+        self.norms[parameter] = torch.linalg.vector_norm(gradient)
         self._freed(parameter)
 
     def _freed(self, parameter: Tensor) -> None:
         """What is freed goes back now and then, or peaks of different sizes would lie beside each other."""
-        self.freed += parameter.numel()
+        self.freed += max(parameter.numel(), self.CHUNK // self.OFTEN)
         if self.freed > self.CHUNK and parameter.device.type == "cpu":
             self.freed = 0
             machine.give_memory_back()

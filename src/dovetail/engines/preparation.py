@@ -10,7 +10,7 @@ from accelerate.utils import AutocastKwargs
 from dovetail.config import Training
 from dovetail.edges import adapters, folders, machine, words
 from dovetail.edges.models import Models
-from dovetail.engines import attention, optimizers, sharding
+from dovetail.engines import attention, feedforward, optimizers, recomputing, sharding
 from dovetail.engines.lessons import Lessons
 from dovetail.engines.material import Material
 from dovetail.engines.objective import Objective
@@ -32,6 +32,7 @@ def prepare(
     if models.device.type == "cpu":
         machine.hold_memory()
         models.unet.set_attn_processor(attention.CacheAttention())
+        feedforward.in_pieces(models.unet)
     models.prediction = config.prediction_type
     shard = sharding.asked(os.environ) or shard
     accelerator = _accelerator(models, config, show)
@@ -44,7 +45,7 @@ def prepare(
     if config.method in ADAPTERS:
         adapters.add(unet, config.method, config.lora_rank, config.lora_alpha, config.seed)
     if config.gradient_checkpointing:
-        unet.enable_gradient_checkpointing()
+        recomputing.turn_on(unet)
     unet_config = unet.to_json_string()
     if shard:
         sharding.shard(unet, models.device, accelerator.num_processes, accelerator.mixed_precision)

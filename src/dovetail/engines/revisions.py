@@ -81,7 +81,7 @@ class Revision:
         """Scaled latents (1, c, h, w) of the picture that a wish begins from: the mean of what the VAE makes of it."""
         seen = pixels.resized(pixels.decode(wish.image, (255, 255, 255)).pixels, wish.width, wish.height)
         unit = torch.from_numpy(seen.astype(np.float32) / 127.5 - 1).permute(2, 0, 1)[None]
-        return self.models.moments(unit).chunk(2, dim=1)[0] * self.models.vae.config.scaling_factor
+        return self.models.moments(unit).chunk(2, dim=1)[0] * self.models.vae_shape["scaling_factor"]
 
     def decoded(self, latents: Tensor) -> np.ndarray:
         """uint8 (height, width, 3) of one picture's scaled latents (1, c, h, w)."""
