@@ -1,9 +1,11 @@
 """The fast engine on a CPU: the U-Net compiled by OpenVINO in bf16 (the extra `dovetail[openvino]`)."""
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import os
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +42,23 @@ def keep(unet: Any, tokens: int, file: Path) -> None:
     """Write a U-Net as OpenVINO has it (`file` is an .xml; its weights lie beside it), so that it need not be made again."""
     import openvino
 
+    with _both(file) as temporary:
+        openvino.save_model(_converted(unet, tokens), temporary, compress_to_fp16=False)
+
+
+def put(xml: str, constants: bytes | bytearray, file: Path) -> None:
+    """Write what `keep` would have written, from its parts."""
+    with _both(file) as temporary:
+        temporary.with_suffix(".bin").write_bytes(constants)
+        temporary.write_text(xml, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _both(file: Path) -> Iterator[Path]:
+    """A name to write to; then both files get their own, the one that is looked for last."""
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f"making-{os.getpid()}.xml")
-    openvino.save_model(_converted(unet, tokens), temporary, compress_to_fp16=False)
+    yield temporary
     temporary.with_suffix(".bin").rename(file.with_suffix(".bin"))
     temporary.rename(file)
 

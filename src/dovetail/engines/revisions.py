@@ -16,7 +16,7 @@ from torch import Tensor
 from dovetail.edges import machine, openvino, pixels
 from dovetail.edges.folders import write_json
 from dovetail.edges.models import Models, in_bf16
-from dovetail.engines import reader
+from dovetail.engines import drawings, reader
 from dovetail.errors import BadConfigError
 from dovetail.wishes import Served, Wish
 
@@ -189,7 +189,7 @@ def _made(models: Models, engine: str, kept: Path | None) -> Callable[..., Any]:
         return openvino.CompiledUNet(models.unet, tokens)
     file = kept / f"unet-{openvino.version()}.xml"
     if not file.exists():
-        openvino.keep(models.unet, tokens, file)
+        drawings.keep(models.unet, tokens, file)
     return openvino.CompiledUNet(file, tokens)
 
 
