@@ -3,7 +3,7 @@
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,10 +19,13 @@ import pytest  # noqa: E402
 import schooling  # noqa: E402
 import tiny  # noqa: E402
 import torch  # noqa: E402
+import tuned as tuning  # noqa: E402
 
 from dovetail import library  # noqa: E402
 from dovetail.edges.folders import Artifact, Run  # noqa: E402
 from dovetail.engines.material import Material  # noqa: E402
+from dovetail.engines.revisions import Revision  # noqa: E402
+from dovetail.stages import endpoint  # noqa: E402
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).parent.parent
@@ -54,6 +57,25 @@ def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPat
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.write_base(tmp_path_factory.mktemp("bases") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def tuned(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny base with a LoRA on its U-Net and its text encoder, as it is published."""
+    return tuning.write_tuned(tmp_path_factory.mktemp("tuned") / "tuned", tiny_base)
+
+
+@pytest.fixture(scope="session")
+def by_engine(tuned: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Revision]:
+    """That model by each engine, opened once: OpenVINO takes seconds to make its own of it."""
+    place, found = tmp_path_factory.mktemp("engines"), dict[str, Revision]()
+
+    def opened(engine: str) -> Revision:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("DOVETAIL_HOME", str(place))
+            return found.get(engine) or found.setdefault(engine, endpoint.opened(tuned, "tuned", "1", engine))
+
+    return opened
 
 
 @pytest.fixture

@@ -215,14 +215,16 @@ def paint_command(
     steps: Annotated[int, typer.Option("--steps", min=1, max=1000)] = 20,
     guidance_scale: Annotated[float | None, typer.Option("--guidance-scale", min=1.0)] = None,
     negative_prompt: Annotated[str, typer.Option("--negative-prompt")] = "",
+    lora_scale: Annotated[float, typer.Option("--lora-scale", help="0 the base, 1 as tuned", min=0.0, max=2.0)] = 1.0,
     out: Annotated[str, typer.Option("--out", metavar="FILE", help="PNG to write")] = "picture.png",
 ) -> None:
     """One picture, without a server."""
     from dovetail import library
 
     library.paint(
-        model, prompt, seed=seed, steps=steps, guidance_scale=guidance_scale, negative_prompt=negative_prompt, out=out
-    )
+        model, prompt, seed=seed, steps=steps, guidance_scale=guidance_scale, negative_prompt=negative_prompt,
+        lora_scale=lora_scale, out=out,
+    )  # fmt: skip
     typer.echo(out)
 
 

@@ -133,9 +133,13 @@ def paint(
     steps: int = 20,
     guidance_scale: float | None = None,
     negative_prompt: str = "",
+    lora_scale: float = 1.0,
     out: str | None = None,
 ) -> bytes:
-    """One picture as PNG bytes, written to `out` where given. `model`: a folder, a registry name, or `embedded`."""
+    """One picture as PNG bytes, written to `out` where given. `model`: a folder, a registry name, or `embedded`.
+
+    `lora_scale` is for a model that was tuned with a LoRA: 0 its base, 1 as published, at most 2. Raises ModelError.
+    """
     from dovetail.engines.studio import Studio
     from dovetail.stages import endpoint
     from dovetail.wishes import Caller, UnpaintableError, Wish, WishError
@@ -144,8 +148,9 @@ def paint(
     studio = Studio(endpoint.opened(folder, name, version))
     side, scale = studio.served.side, guidance_scale or bases.hints(folder).guidance_scale
     wish = Wish(
-        prompt=prompt, negative_prompt=negative_prompt, seed=seed, steps=steps, guidance_scale=scale, width=side, height=side
-    )
+        prompt=prompt, negative_prompt=negative_prompt, seed=seed, steps=steps, guidance_scale=scale, width=side, height=side,
+        lora_scale=lora_scale,
+    )  # fmt: skip
     try:
         picture = studio.submit([wish], Caller())[0].future.result().png
     except (WishError, UnpaintableError) as error:

@@ -19,7 +19,9 @@ def lines(picture: Path, registry: str | None = None) -> list[str]:
     from dovetail.stages import endpoint
 
     place, told = Registry(Path(registry) if registry else default_root()), _receipt(picture)
-    asked = "".join(f", {name} {told[name]}" for name in ("steps", "guidance_scale", "sampler", "strength") if name in told)
+    asked = "".join(
+        f", {name} {told[name]}" for name in ("steps", "guidance_scale", "sampler", "strength", "lora_scale") if name in told
+    )
     found = [f"{picture.name}: {told['prompt']!r}, seed {told['seed']}{asked}"]
     found.append(f"painted by {told['model']} {told['version']}, weights {told['digest'][:16]}, by {told.get('engine', '?')}")
     folder = place.version_folder(told["model"], told["version"])

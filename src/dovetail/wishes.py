@@ -5,6 +5,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+MOST_LORA_SCALE = 2.0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wish:
@@ -22,6 +24,7 @@ class Wish:
     image: bytes = b""  # an encoded picture to begin from; empty is noise alone
     strength: float = 1.0  # how much of that picture is painted anew, 0..1
     least_steps: int = 0  # under overload no fewer than these; 0 is never fewer than `steps`
+    lora_scale: float = 1.0  # 0..2, where `Served.lora`: of what the tuning changed; 1 is the model as published, 0 its base
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +67,12 @@ class Served:
     licence: str
     restrictions: str = ""  # of use
     run: str = ""  # that taught it, where known
+    lora: bool = False  # whether it was tuned with a LoRA that a wish may have more or less of
+
+
+def tagged(wish: Wish, model: str) -> str:
+    """The prompt as AUTOMATIC1111's users write it: where there is more or less of the model's LoRA, with a tag at its end."""
+    return wish.prompt if wish.lora_scale == 1 else f"{wish.prompt} <lora:{model}:{wish.lora_scale!r}>"
 
 
 @dataclass(slots=True)

@@ -1,5 +1,6 @@
 """Weights in a prompt: what is read out of any text."""
 
+import math
 import random
 import time
 from itertools import pairwise
@@ -138,3 +139,33 @@ def test_a_mean_that_says_nothing_scales_nothing() -> None:
     turned[0, 1] = -2.0  # five times its weight turns the mean round
     assert torch.equal(weighed(turned, torch.tensor([[1, 5.0, 1, 1, 1]]))[0, 0], turned[0, 0])
     assert weighed(torch.zeros(1, 5, 7), weights).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("text", "without", "tags"),
+    [
+        ("a cat <lora:tv:0.6>", "a cat", [("tv", 0.6)]), ("<lora:tv:.5>  a cat", "a cat", [("tv", 0.5)]),
+        ("a <lora:tv> cat", "a cat", [("tv", 1.0)]), ("a \n <lora:my tv_2:2>, red", "a, red", [("my tv_2", 2.0)]),
+        ("<lora:a:0><lora:b:-1>", "", [("a", 0.0), ("b", -1.0)]), ("(a:1.2) [b]<lora:tv:>", "(a:1.2) [b]", [("tv", 1.0)]),
+    ],
+)  # fmt: skip
+def test_tags_are_taken_out_of_a_prompt(text: str, without: str, tags: list[tuple[str, float]]) -> None:
+    assert prompts.tags(text) == (without, tuple(tags))
+
+
+@pytest.mark.parametrize("scale", ["0.5:0.7", "te=0.5:unet=0.7", "half", " "])
+def test_a_scale_that_is_not_one_number_is_no_number(scale: str) -> None:
+    text, (tag,) = prompts.tags(f"a cat <lora:tv:{scale}>")
+    assert text == "a cat" and tag.name == "tv" and math.isnan(tag.scale)
+
+
+@pytest.mark.parametrize(
+    "text", ["", " a  cat ", "a <b> cat", " <lora:tv", "<lora>", "< lora:tv:1>", "<Lora:tv:1>", "a <lyco:b:1>"]
+)
+def test_a_text_without_tags_is_what_it_was(text: str) -> None:
+    assert prompts.tags(text) == (text, ())
+
+
+def test_many_spaces_cost_no_time() -> None:
+    began = time.perf_counter()
+    assert prompts.tags(" " * 4000 + "x")[1] == () and time.perf_counter() - began < 0.1

@@ -98,7 +98,7 @@ def page(window: Browser, wire: Wire, speaking: str) -> Iterator[Browser]:
     """The page as a new visitor sees it."""
     wire.asked.clear()
     wire.slow.clear()
-    wire.key, wire.busy = "", 0
+    wire.key, wire.busy, wire.lora = "", 0, True
     window.open(f"{speaking}/license")  # of the same origin, but without the page: its database is closed
     window.run("sessionStorage.clear(); indexedDB.deleteDatabase('dovetail')")
     _open(window, speaking)
@@ -230,6 +230,53 @@ def test_a_png_of_the_web_ui_brings_its_settings_back(page: Browser) -> None:
     assert (page.value("prompt"), page.value("negative")) == ("a cat, (red:1.2)\non a mat", "rain, fog")
     assert (page.value("steps"), page.value("guidance"), page.value("sampler")) == ("12", "7", "euler_ancestral")
     assert page.value("size") == "32x64"
+
+
+def _slide(page: Browser, value: float) -> None:
+    page.run("const l = document.getElementById('lora'); l.value = arguments[0]; l.dispatchEvent(new Event('input'))", value)
+    page.run("document.getElementById('form').dispatchEvent(new Event('input'))")
+
+
+@seen
+def test_a_slider_asks_for_more_or_less_of_the_lora_where_the_model_has_one(page: Browser, wire: Wire, speaking: str) -> None:
+    page.run("document.getElementById('panel').open = true")
+    assert page.text("lora-text") == "1, as it was tuned" and "LoRA" not in page.text("brief")
+    _paint(page, "a cat")
+    _slide(page, 0.5512)
+    assert page.value("lora") == page.text("lora-text") == "0.55" and page.text("brief").endswith("LoRA 0.55")
+    page.click("#beside")
+    _paint(page, "a dog", images=2)
+    asked = [(w["prompt"], w.get("model", "tuned"), w.get("lora_scale")) for w in wire.asked]
+    assert sorted(asked) == [("a cat", "tuned", None), ("a dog", "base", None), ("a dog", "tuned", 0.55)]
+    assert "LoRA 0.55" in page.text("facts")
+    page.click("#history li:last-child button")
+    assert page.value("lora") == "1" and "LoRA" not in page.text("facts")
+    page.click("#history li:first-child button")
+    assert page.value("lora") == "0.55"
+    page.click("#defaults")
+    assert page.value("lora") == "1"
+    page.drop(_png({}), "mine.png")
+    page.until("!document.getElementById('origin').hidden")
+    _slide(page, 0)
+    page.click("#beside")
+    _paint(page, "a cat")
+    assert wire.asked[-1]["lora_scale"] == 0 and "image" in wire.asked[-1] and page.text("lora-text") == "0, the base"
+    wire.lora = False
+    _open(page, speaking)
+    page.run("document.getElementById('panel').open = true")
+    assert page.run("return document.getElementById('lora').checkVisibility()") is False
+    page.click("#history button")
+    assert page.text("said") == "Its settings are back, but the LoRA scale 0 is not offered here."
+
+
+@seen
+@pytest.mark.parametrize("ours", [True, False])
+def test_a_dropped_png_brings_its_lora_scale_back(page: Browser, ours: bool) -> None:
+    parameters = "a cat <lora:tuned:0.123456> <lora:other:1>\nSteps: 12, Sampler: ddim, CFG scale: 7, Seed: 42, Model: tuned"
+    own = {"prompt": "a <lora:tuned:1>", "seed": "42", "lora_scale": "0.123456", "digest": "5eed"}
+    page.drop(_png({"parameters": parameters} | (own if ours else {})))
+    page.until("document.getElementById('seed').value === '42'")
+    assert page.value("lora") == "0.123456" and page.value("prompt") == ("a <lora:tuned:1>" if ours else "a cat <lora:other:1>")
 
 
 @seen

@@ -27,6 +27,7 @@ class Wire:
         self.models, self.page = Models(folder, machine.pick_device()), page
         self.asked: list[dict[str, Any]] = []
         self.left = 0  # clients that went before their picture was done
+        self.lora = True
         self.key = ""  # wanted, where there is one
         self.busy = 0  # so many requests are refused with 429
         self.slow = threading.Event()  # while it is set, no picture is finished
@@ -44,7 +45,7 @@ class Wire:
         side = self.models.resolution
         entry = {
             "id": "tuned", "version": "v2", "digest": "5eed" * 16, "size": side, "multiple": 8, "most_pixels": 4 * side * side,
-            "samplers": SAMPLERS, "steps": 2, "guidance_scale": 3.5, "others": ["base"],
+            "samplers": SAMPLERS, "steps": 2, "guidance_scale": 3.5, "others": ["base"], "lora": self.lora,
         }  # fmt: skip
         return {"data": [entry]}
 
@@ -58,7 +59,8 @@ class Wire:
             head, _, value = part.partition(b"\r\n\r\n")
             form[re.findall(rb' name="(\w+)"', head)[0].decode()] = value.removesuffix(b"\r\n")
         image = form.pop("image")
-        numbers = {name: json.loads(form.pop(name)) for name in ("seed", "steps", "guidance_scale", "strength")}
+        names = {"seed", "steps", "guidance_scale", "strength", "lora_scale"} & form.keys()
+        numbers = {name: json.loads(form.pop(name)) for name in names}
         return self.answer(request, {name: value.decode() for name, value in form.items()} | numbers | {"image": image})
 
     async def reproduce(self, request: Request) -> dict[str, Any]:
@@ -94,7 +96,7 @@ class Wire:
         picture = painter.paint(self.models, [order], steps=steps, guidance_scale=wish["guidance_scale"])[0]
         told = {k: str(wish[k]) for k in ("prompt", "seed", "steps", "guidance_scale", "sampler")}
         told |= {"negative_prompt": wish.get("negative_prompt", ""), "model": wish.get("model", "tuned"), "version": "v2"}
-        told |= {"strength": str(wish["strength"])} if "strength" in wish else {}
+        told |= {name: str(wish[name]) for name in ("strength", "lora_scale") if name in wish}
         png = pixels.png(picture, told)
         wish["made"] = hashlib.sha256(png).hexdigest()
         data = {"type": f"image_generation.{name}", "b64_json": base64.b64encode(png).decode()} | more

@@ -1,9 +1,10 @@
 """The painter behind an endpoint: the same bytes in any company, faults that stay with their wish, nothing left behind."""
 
 import random
+import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import wait
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from tiny import SIDE
 from torch import Tensor
 
 from dovetail.core import solvers
-from dovetail.edges import pixels
+from dovetail.edges import adapters, pixels
 from dovetail.edges.models import Models
 from dovetail.engines import painter, receipts, revisions, studio
 from dovetail.engines.revisions import Revision
@@ -94,23 +95,40 @@ def any_wish(dice: random.Random, image: bytes) -> Wish:
         negative_prompt=dice.choice(["", "blue"]), steps=dice.randint(2, 7), guidance_scale=dice.choice([1.0, 2.5, 7.0]),
         width=side, height=dice.choice([SIDE, side]), sampler=dice.choice(["", *solvers.NAMES]),
         image=dice.choice([b"", b"", image]), strength=dice.choice([0.5, 0.9]),
+        lora_scale=dice.choice([1.0, 1.0, 0.0, 0.5, dice.uniform(0, 2)]),
     )  # fmt: skip
 
 
 @pytest.mark.parametrize("engine", ["torch", "bf16", "openvino"])
-def test_company_changes_no_byte(tiny_base: Path, engine: str) -> None:
+def test_company_changes_no_byte(
+    by_engine: Callable[[str], Revision], engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     dice, image = random.Random(1), pixels.png(np.full((20, 30, 3), 90, np.uint8))
     wishes = [any_wish(dice, image) for _ in range(24)]
-    rows: list[int] = []
-    with_others = revision(tiny_base, engine=engine)
-    predict = with_others.predict
-    with_others.predict = lambda parts: (rows.append(len(parts)), predict(parts))[1]  # type: ignore[method-assign]
-    made = Studio(with_others)
-    together = [t.future.result(60).png for w in wishes for t in made.submit([w], Caller(key=str(w.seed % 3)))]
-    tickets = [t for w in wishes for t in made.submit([w], Caller(key=str(w.seed % 3)))]
+    calls: list[list[float | None]] = []  # distance from the LoRA scale 1 of each picture in a call
+    held, all_there = by_engine(engine), threading.Event()
+    predict = held.predict
+
+    def watched(parts: Any) -> list[Tensor]:
+        all_there.wait(20)
+        calls.append([None if told.shift is None else float(told.shift[0]) for _, _, told in parts])
+        return predict(parts)
+
+    monkeypatch.setattr(held, "predict", watched)
+    made = Studio(held, rows=99)
+    tickets = made.submit(wishes, Caller())
+    wait_for(lambda: not made.state()["waiting"] and not made._preparing)
+    all_there.set()
     crowded = [t.future.result(60).png for t in tickets]
+    together = [t.future.result(60).png for w in wishes for t in made.submit([w], Caller(key=str(w.seed % 3)))]
     made.close()
-    assert max(rows) > 1 and crowded == together
+    assert crowded == together and max(map(len, calls)) > 1 and max(len(set(call)) for call in calls) > 2
+    assert all(None not in call or set(call) == {None} for call in calls)
+    (whole := Path(shutil.copytree(held.models.folder, tmp_path / "whole")) / adapters.FILE).unlink()
+    without = Studio(Revision(Models(whole.parent, CPU), replace(held.served, lora=False), engine, held._kept))
+    at_1 = [i for i, wish in enumerate(wishes) if wish.lora_scale == 1]
+    assert [t.future.result(60).png for t in without.submit([wishes[i] for i in at_1], Caller())] == [together[i] for i in at_1]
+    without.close()
 
 
 def test_it_is_the_picture_that_the_painter_paints(painting: Studio, tiny_base: Path) -> None:
@@ -267,7 +285,8 @@ def test_closing_finishes_what_is_under_way_and_takes_nothing_more(cats: Revisio
         ({"steps": 0}, "steps"), ({"sampler": "lcm", "steps": 51}, "steps"),
         ({"prompt": "a" * 4001}, "prompt"), ({"negative_prompt": "BREAK " * 17}, "prompt"), ({"seed": 2**63}, "seed"),
         ({"guidance_scale": float("inf")}, "guidance_scale"), ({"guidance_scale": float("nan")}, "guidance_scale"),
-        ({"model": "other"}, "model"), ({"image": b"no picture"}, "image"), ({"strength": 0.0}, "strength"),
+        ({"model": "other"}, "model"), ({"lora_scale": 0.5}, "lora_scale"),
+        ({"image": b"no picture"}, "image"), ({"strength": 0.0}, "strength"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_done_is_refused_by_name(painting: Studio, wrong: dict[str, Any], named: str) -> None:

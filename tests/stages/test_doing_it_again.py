@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,11 @@ from dovetail.edges import models, pixels
 from dovetail.edges.folders import Artifact
 from dovetail.edges.models import Models
 from dovetail.engines import painter
+from dovetail.engines.studio import Studio
 from dovetail.errors import StoreError
 from dovetail.records import STAGE_NAMES, Example, LatentRow, Pair
+from dovetail.stages import endpoint
+from dovetail.wishes import Caller, Wish
 
 Again = Callable[..., tuple[dict[str, Artifact], set[str]]]
 
@@ -275,6 +279,23 @@ def test_the_published_adapters_on_the_base_paint_what_the_published_folder_pain
     assert abs(fused - plain).max() > 8, "the training has changed nothing, this test would say nothing"
     for name in ("pytorch_lora_weights.safetensors", "kohya_lora.safetensors"):
         assert abs(_paint(finished.base, model / name) - fused).max() <= 1, name
+
+
+def test_a_published_lora_can_be_taken_back_to_its_base_where_it_is_served(
+    finished: Finished, adapted: dict[str, Artifact]
+) -> None:
+    opened = [
+        endpoint.opened(f, "round", "1", "torch") for f in (adapted["repo"].folder / "model", finished.base, finished.model)
+    ]
+    assert [revision.served.lora for revision in opened] == [True, False, False]
+    wish = Wish(prompt="a round thing on red", seed=1, steps=3, guidance_scale=4.0, width=tiny.SIDE, height=tiny.SIDE)
+    pictures = []
+    for revision, scale in ((opened[0], 0.0), (opened[1], 1.0), (opened[0], 1.0)):
+        studio = Studio(revision)
+        (ticket,) = studio.submit([replace(wish, lora_scale=scale)], Caller())
+        pictures.append(pixels.decode(ticket.future.result(20).png, (0, 0, 0)).pixels.astype(int))
+        studio.close()
+    assert abs(pictures[0] - pictures[1]).max() <= 1 and abs(pictures[2] - pictures[1]).max() > 8
 
 
 def test_the_published_single_file_paints_what_the_published_folder_paints(adapted: dict[str, Artifact]) -> None:

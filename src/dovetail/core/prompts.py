@@ -5,6 +5,7 @@ A backslash before a bracket or a backslash means that character, a bracket with
 case and a word of its own, begins a new piece. (AUTOMATIC1111, `parse_prompt_attention` in modules/prompt_parser.py.)
 """
 
+import math
 import re
 from collections.abc import Sequence
 from itertools import groupby
@@ -22,6 +23,7 @@ _TOKEN = re.compile(
     r"|[()\[\]]|[^\\()\[\]:]+|[\\:]"
 )
 _BREAK = re.compile(r"\bBREAK\b")
+_LORA = re.compile(r"(?:(?<!\s)\s+)?<lora:([^:>]*)(?::([^>]*))?>")
 
 
 class Weighted(NamedTuple):
@@ -30,6 +32,33 @@ class Weighted(NamedTuple):
     text: str
     weight: float = 1.0  # 0 to 10
     begins: bool = False  # a new piece
+
+
+class Tag(NamedTuple):
+    """A LoRA that a prompt asks for, with its scale; NaN where it is not one number."""
+
+    name: str
+    scale: float
+
+
+def tags(text: str) -> tuple[str, tuple[Tag, ...]]:
+    """A prompt without its `<lora:name:0.6>`, and what they ask for, in order; a scale that is left out is 1.
+
+    With a tag goes the space before it. A text without tags is what it was. (AUTOMATIC1111, modules/extra_networks.py, where a
+    second number is for the U-Net alone: that is no one number.)
+    """
+    found = tuple(Tag(name, _number(scale)) for name, scale in _LORA.findall(text))
+    if not found:
+        return text, ()
+    without = _LORA.sub("", text)
+    return without.lstrip() if _LORA.match(text) else without, found
+
+
+def _number(scale: str) -> float:
+    try:
+        return float(scale or 1)
+    except ValueError:
+        return math.nan
 
 
 def parsed(text: str) -> tuple[Weighted, ...]:

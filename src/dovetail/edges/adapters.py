@@ -1,9 +1,10 @@
 """Adapters: small weights that change large ones (peft): LoRA, DoRA, LoKr; put on, added in, written for other tools."""
 
+import contextlib
 import json
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,19 @@ os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn.functional import conv2d, linear
 
 from dovetail.errors import ModelError, StoreError
 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "net.0.proj", "net.2", "conv1", "conv2"]
 TEXT_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
 FILE = "pytorch_lora_weights.safetensors"
+TOLD = "lora_adapter_metadata"  # in that file: what the adapters were asked for, as diffusers writes it
+
+Pairs = Mapping[str, tuple[Tensor, Tensor]]  # layer -> its LoRA's down, and its up times alpha / rank
 
 
 def add(model: Any, method: str, rank: int, alpha: int, seed: int) -> list[torch.nn.Parameter]:
@@ -169,3 +175,67 @@ def take(unet: UNet2DConditionModel, folder: Path) -> None:
         unet.load_lora_adapter(folder, prefix="unet", weight_name=FILE, local_files_only=True)
     fuse(unet)
     unet.eval().requires_grad_(False)
+
+
+def is_lora(folder: Path) -> bool:
+    """Whether `folder` has a LoRA that `write` put there: two matrices for each layer, and no DoRA."""
+    try:
+        with safe_open(folder / FILE, "pt") as file:
+            pairs = all(name.endswith((".lora_A.weight", ".lora_B.weight")) for name in file.keys())  # noqa: SIM118
+            return pairs and TOLD in (file.metadata() or {})
+    except (OSError, SafetensorError):
+        return False
+
+
+def read(folder: Path, device: torch.device) -> dict[str, Pairs]:
+    """The LoRA in `folder`, float32, by the model that it changes: `unet`, and `text_encoder`, `text_encoder_2` where taught.
+
+    Down is (rank, in) or (rank, in, k, k), up (out, rank) or (out, rank, 1, 1).
+    """
+    with safe_open(folder / FILE, "pt") as file:
+        about, weights = json.loads(file.metadata()[TOLD]), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    found: dict[str, dict[str, tuple[Tensor, Tensor]]] = {}
+    for name in (name.removesuffix(".lora_A.weight") for name in weights if name.endswith(".lora_A.weight")):
+        part, _, layer = name.partition(".")
+        down, up = (weights[f"{name}.lora_{side}.weight"].to(device, torch.float32) for side in "AB")
+        rank = len(down) ** (0.5 if about.get(f"{part}.use_rslora") else 1)
+        found.setdefault(part, {})[layer] = (down, up * (about[f"{part}.lora_alpha"] / rank))
+    return dict(found)
+
+
+@contextlib.contextmanager
+def shifted(model: Any, pairs: Pairs, shift: Tensor) -> Iterator[None]:
+    """Within it, a model whose LoRA is fused has `shift` more of it, float32 (rows,) or (1,): with -1 none is left."""
+    handles = [model.get_submodule(name).register_forward_hook(_adding(*pair, shift)) for name, pair in pairs.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _adding(down: Tensor, up: Tensor, shift: Tensor) -> Callable[[Any, tuple[Tensor, ...], Tensor], Tensor]:
+    """Of a layer: answer + shift up(down(x)), each row (b, ...) with its own shift."""
+
+    def add(layer: Any, given: tuple[Tensor, ...], answer: Tensor) -> Tensor:
+        by_row = shift.reshape(-1, *[1] * (answer.ndim - 1))
+        if isinstance(layer, torch.nn.Conv2d):
+            low = conv2d(given[0], down, None, layer.stride, layer.padding, layer.dilation)
+            return answer + conv2d((low * by_row).to(low.dtype), up)
+        low = linear(given[0], down)
+        return answer + linear((low * by_row).to(low.dtype), up)
+
+    return add
+
+
+class Shifted(torch.nn.Module):
+    """A U-Net with its LoRA fused, called like it, and told beside it how much more of the LoRA each row has."""
+
+    def __init__(self, unet: UNet2DConditionModel, pairs: Pairs) -> None:
+        super().__init__()
+        self.unet, self.pairs, self.config = unet, pairs, unet.config
+
+    def forward(self, *given: Any, lora_shift: Tensor, **told: Any) -> Any:
+        """The U-Net's own answer; `lora_shift` is float32 (rows,), see `shifted`."""
+        with shifted(self.unet, self.pairs, lora_shift):
+            return self.unet(*given, **told)

@@ -1,6 +1,7 @@
 """The fast engine on a CPU: the U-Net compiled by OpenVINO in bf16 (the extra `dovetail[openvino]`)."""
 
 import contextlib
+import gc
 import importlib.metadata
 import importlib.util
 import os
@@ -33,17 +34,28 @@ class _Plain(torch.nn.Module):
         return answer
 
 
+class _Shifted(_Plain):
+    """The same of a U-Net that is told how much more of its LoRA each row has."""
+
+    def forward(self, latents: Tensor, timesteps: Tensor, states: Tensor, shift: Tensor) -> Tensor:  # type: ignore[override]
+        answer: Tensor = self.unet(latents, timesteps, encoder_hidden_states=states, return_dict=False, lora_shift=shift)[0]
+        return answer
+
+
 def version() -> str:
     """Of the library; empty where it is not installed."""
     return importlib.metadata.version("openvino") if installed() else ""
 
 
-def keep(unet: Any, tokens: int, file: Path) -> None:
-    """Write a U-Net as OpenVINO has it (`file` is an .xml; its weights lie beside it), so that it need not be made again."""
+def keep(unet: Any, tokens: int, file: Path, shifted: bool = False) -> None:
+    """Write a U-Net as OpenVINO has it (`file` is an .xml; its weights lie beside it), so that it need not be made again.
+
+    One that is `shifted` is called with `lora_shift`, float32 (b,), too.
+    """
     import openvino
 
     with _both(file) as temporary:
-        openvino.save_model(_converted(unet, tokens), temporary, compress_to_fp16=False)
+        openvino.save_model(_converted(unet, tokens, shifted), temporary, compress_to_fp16=False)
 
 
 def put(xml: str, constants: bytes | bytearray, file: Path) -> None:
@@ -63,7 +75,7 @@ def _both(file: Path) -> Iterator[Path]:
     temporary.rename(file)
 
 
-def _converted(unet: Any, tokens: int) -> Any:
+def _converted(unet: Any, tokens: int, shifted: bool) -> Any:
     import openvino
 
     side = int(unet.config.sample_size)
@@ -71,18 +83,30 @@ def _converted(unet: Any, tokens: int) -> Any:
         torch.zeros(2, unet.config.in_channels, side, side),
         torch.zeros(2),  # some solvers stand between two timesteps
         torch.zeros(2, tokens, unet.config.cross_attention_dim),
-    )
+    ) + ((torch.zeros(2),) if shifted else ())
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracer's remarks on shapes that never change
-        traced = torch.jit.trace(_Plain(unet), example, check_trace=False)
-        return openvino.convert_model(traced, example_input=example)
+        traced = torch.jit.trace((_Shifted if shifted else _Plain)(unet), example, check_trace=False)
+        model = openvino.convert_model(traced, example_input=example)
+    del traced
+    _forget_traces()
+    return model
+
+
+def _forget_traces() -> None:
+    """PyTorch keeps every traced module, weights and all, in registries that it has no public way to empty."""
+    with contextlib.suppress(AttributeError):
+        torch.jit._state._clear_class_state()
+        torch._C._jit_clear_class_registry()
+        torch.jit._recursive.concrete_type_store = torch.jit._recursive.ConcreteTypeStore()
+    gc.collect()
 
 
 class CompiledUNet:
     """Called like the U-Net it was made from: latents (b, c, h, w), timestep, states (b, tokens, width) -> prediction."""
 
-    def __init__(self, unet: Any, tokens: int, threads: int = 0) -> None:
-        """Of a U-Net, or of the file that `keep` wrote. `threads` 0 means all cores.
+    def __init__(self, unet: Any, tokens: int, threads: int = 0, shifted: bool = False) -> None:
+        """Of a U-Net (`shifted`: see `keep`), or of the file that `keep` wrote. `threads` 0 means all cores.
 
         Raises ModelError where OpenVINO is not installed.
         """
@@ -91,14 +115,16 @@ class CompiledUNet:
         import openvino
 
         core = openvino.Core()
-        model = core.read_model(unet) if isinstance(unet, Path) else _converted(unet, tokens)
+        model = core.read_model(unet) if isinstance(unet, Path) else _converted(unet, tokens, shifted)
         told = {"INFERENCE_PRECISION_HINT": "bf16", "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
         self._compiled = core.compile_model(model, "CPU", {k: v for k, v in told.items() if v})
 
     def __call__(
-        self, latents: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, return_dict: bool = False
-    ) -> tuple[Tensor]:
+        self, latents: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, return_dict: bool = False,
+        lora_shift: Tensor | None = None,
+    ) -> tuple[Tensor]:  # fmt: skip
         """The prediction, float32 (b, c, h, w)."""
         steps = np.broadcast_to(np.atleast_1d(np.asarray(timestep, np.float32)), (len(latents),))
-        answer = self._compiled([latents.numpy(), np.ascontiguousarray(steps), encoder_hidden_states.numpy()])[0]
+        told = [latents.numpy(), np.ascontiguousarray(steps), encoder_hidden_states.numpy()]
+        answer = self._compiled(told if lora_shift is None else [*told, lora_shift.numpy()])[0]
         return (torch.from_numpy(np.asarray(answer).copy()),)

@@ -7,10 +7,12 @@ import numpy as np
 
 from dovetail.edges import machine, pixels
 from dovetail.errors import BadInputError
-from dovetail.wishes import Painted, Served, Wish, WishError
+from dovetail.wishes import Painted, Served, Wish, WishError, tagged
 
 MOST_PIXELS = 2**24  # of a picture to begin from
-NUMBERS = {"seed": int, "steps": int, "guidance_scale": float, "strength": float, "width": int, "height": int}
+NUMBERS = {
+    "seed": int, "steps": int, "guidance_scale": float, "strength": float, "width": int, "height": int, "lora_scale": float,
+}  # fmt: skip
 
 
 def painted(picture: np.ndarray, wish: Wish, served: Served, engine: str) -> Painted:
@@ -29,12 +31,15 @@ def receipt(wish: Wish, served: Served, engine: str) -> dict[str, str]:
     }  # fmt: skip
     if wish.image:
         told |= {"strength": f"{wish.strength!r}", "image_sha256": hashlib.sha256(wish.image).hexdigest()}
+    if wish.lora_scale != 1:
+        told["lora_scale"] = f"{wish.lora_scale!r}"
     if served.run:
         told["run"] = served.run
     negative = f"\nNegative prompt: {wish.negative_prompt}" if wish.negative_prompt else ""
     told["parameters"] = (
-        f"{wish.prompt}{negative}\nSteps: {wish.steps}, Sampler: {wish.sampler}, CFG scale: {wish.guidance_scale:g}, "
-        f"Seed: {wish.seed}, Size: {wish.width}x{wish.height}, Model hash: {served.digest[:10]}, Model: {served.name}"
+        f"{tagged(wish, served.name)}{negative}\nSteps: {wish.steps}, Sampler: {wish.sampler}, "
+        f"CFG scale: {wish.guidance_scale:g}, Seed: {wish.seed}, Size: {wish.width}x{wish.height}, "
+        f"Model hash: {served.digest[:10]}, Model: {served.name}"
     )
     return told
 
@@ -68,7 +73,7 @@ def wish_of(png: bytes) -> tuple[Wish, dict[str, str]]:
                 width=numbers["width"], height=numbers["height"])  # fmt: skip
     return replace(
         wish, negative_prompt=told.get("negative_prompt", ""), sampler=told.get("sampler", ""),
-        strength=numbers.get("strength", 1.0),
+        strength=numbers.get("strength", 1.0), lora_scale=numbers.get("lora_scale", 1.0),
     ), told  # fmt: skip
 
 

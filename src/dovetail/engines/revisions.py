@@ -1,10 +1,12 @@
 """A loaded model, ready to paint: what is served, its text states, pictures in and out, the fastest engine for its U-Net."""
 
+import contextlib
 import json
 import statistics
+import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dovetail.edges import machine, openvino, pixels
-from dovetail.edges.folders import write_json
+from dovetail.edges import adapters, machine, openvino, pixels
+from dovetail.edges.folders import digest_file, write_json
 from dovetail.edges.models import Models, in_bf16
 from dovetail.engines import drawings, reader
 from dovetail.errors import BadConfigError
@@ -33,17 +35,28 @@ class Told:
     states: Tensor  # (rows, tokens, width)
     pooled: Tensor | None = None  # (rows, width), in a Stable Diffusion XL
     sizes: Tensor | None = None  # (rows, 6)
+    shift: Tensor | None = None  # float32 (rows,), of a LoRA scale that is not 1: how far it is from there
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lora:
+    """What paints at other LoRA scales than 1."""
+
+    unet: Callable[..., Any]  # called like the plain one, and told `lora_shift`
+    texts: Mapping[str, adapters.Pairs]  # by the text encoders that were taught
 
 
 class Revision:
-    """One model in memory. `predict` may be called by one thread, the others by one other."""
+    """One model in memory. `predict` may be called by one thread, `scaled` and `rest` by any, the others by one other."""
 
     def __init__(self, models: Models, served: Served, engine: str = "auto", kept: Path | None = None) -> None:
         self.models, self.served = models, served
         self.config: dict[str, Any] = dict(models.scheduler().config)
         self._colours: Tensor | None = None
         self._decode_seconds = 0.0
-        self._states: OrderedDict[tuple[str, int], Told] = OrderedDict()
+        self._states: OrderedDict[tuple[str, int, float], Told] = OrderedDict()
+        self._lora: Lora | None = None  # at the first use
+        self._kept, self._lock = kept, threading.Lock()
         self.engine, self._unet, self.rate = fastest(models, engine, kept)
         self.channels = int(models.shape["in_channels"])
         if self.engine == "openvino":
@@ -59,22 +72,32 @@ class Revision:
         """Text states of a wish; each text is read alone and remembered, so that company changes nothing."""
         pieces = self.pieces(wish)
         texts = [wish.negative_prompt, wish.prompt] if wish.guidance_scale > 1 else [wish.prompt]
-        read = [self._read(text, pieces) for text in texts]
+        scaled = wish.lora_scale != 1
+        taught = self.scaled().texts if scaled else {}
+        read = [self._read(text, pieces, taught, wish.lora_scale if taught else 1.0) for text in texts]
+        states, device = torch.cat([r.states for r in read]), self.models.device
+        shift = torch.full((len(texts),), wish.lora_scale - 1, device=device) if scaled else None
         if not self.models.is_xl:
-            return Told(states=torch.cat([r.states for r in read]))
+            return Told(states=states, shift=shift)
         whole = [r.pooled for r in read if r.pooled is not None]
         size = [float(wish.height), float(wish.width), 0.0, 0.0, float(wish.height), float(wish.width)]
-        sizes = torch.tensor([size] * len(texts), device=self.models.device)
-        return Told(states=torch.cat([r.states for r in read]), pooled=torch.cat(whole), sizes=sizes)
+        sizes = torch.tensor([size] * len(texts), device=device)
+        return Told(states=states, pooled=torch.cat(whole), sizes=sizes, shift=shift)
 
-    def _read(self, text: str, pieces: int) -> Told:
-        if (text, pieces) not in self._states:
-            states, whole = reader.read(self.models, text, pieces)
-            self._states[text, pieces] = Told(states=states, pooled=whole)
+    def _read(self, text: str, pieces: int, taught: Mapping[str, adapters.Pairs], scale: float) -> Told:
+        key = (text, pieces, scale)
+        if key not in self._states:
+            with contextlib.ExitStack() as within:
+                for part, pairs in taught.items():
+                    shift = torch.full((1,), scale - 1, device=self.models.device)
+                    within.enter_context(adapters.shifted(getattr(self.models, part), pairs, shift))
+                self.models.forget("_remembered")  # that was read at another scale
+                states, whole = reader.read(self.models, text, pieces)
+            self._states[key] = Told(states=states, pooled=whole)
             while len(self._states) > REMEMBERED:
                 self._states.popitem(last=False)
-        self._states.move_to_end((text, pieces))
-        return self._states[text, pieces]
+        self._states.move_to_end(key)
+        return self._states[key]
 
     @torch.no_grad()
     def encoded(self, wish: Wish) -> Tensor:
@@ -100,10 +123,33 @@ class Revision:
         shown = small.reshape(*latents.shape[2:], 3).clamp(0, 255).round().byte().cpu().numpy()
         return pixels.enlarged(shown, self.models.pixels_per_latent)
 
+    def scaled(self) -> Lora:
+        """What paints at LoRA scales that are not 1, made at the first call, which takes seconds.
+
+        With OpenVINO it is a second U-Net, else matrices beside the first.
+        """
+        with self._lock:
+            if self._lora is None:
+                pairs = dict(adapters.read(self.models.folder, self.models.device))
+                unet = _made(self.models, self.engine, self._kept, pairs.pop("unet"))
+                if self.engine == "openvino":
+                    self.models.forget("unet")
+                    machine.give_memory_back()
+                self._lora = Lora(unet=unet, texts=pairs)
+            return self._lora
+
+    def rest(self) -> None:
+        """Nothing is to be painted for a while: give back what only other LoRA scales than 1 need; it is made again."""
+        with self._lock:
+            if self._lora is not None:
+                self._lora = None
+                machine.give_memory_back()
+
     @torch.no_grad()
     def predict(self, parts: Sequence[tuple[Tensor, float, Told]]) -> list[Tensor]:
         """The U-Net's answers, float32 (rows, c, h, w), to (latents (1, c, h, w), timestep, told) of each picture.
 
+        Either all have the LoRA scale 1, or none.
         All in one call where the engine lets no row notice the others; else in calls that no picture shares (CPU), or of one
         number of rows (GPU): the same bytes in any company.
         """
@@ -131,10 +177,13 @@ class Revision:
         times = torch.cat([torch.full((n,), t) for (_, t, _), n in zip(parts, counts, strict=True)]).to(seen.device)
         states = torch.cat([told.states for _, _, told in parts])
         beside = [x for x in (_joined(parts, "pooled"), _joined(parts, "sizes")) if x is not None]
-        missing = max(0, rows - len(seen))
+        shift, missing = _joined(parts, "shift"), max(0, rows - len(seen))
         seen, times, states, *beside = (_filled(x, missing) for x in (seen, times, states, *beside))
-        more = {"added_cond_kwargs": {"text_embeds": beside[0], "time_ids": beside[1]}} if beside else {}
-        said = self._unet(seen, times, encoder_hidden_states=states, return_dict=False, **more)[0].float()
+        more: dict[str, Any] = {"added_cond_kwargs": {"text_embeds": beside[0], "time_ids": beside[1]}} if beside else {}
+        unet = self._unet
+        if shift is not None:
+            unet, more = self.scaled().unet, more | {"lora_shift": _filled(shift, missing)}
+        said = unet(seen, times, encoder_hidden_states=states, return_dict=False, **more)[0].float()
         return list(said[: sum(counts)].split(counts))
 
 
@@ -181,15 +230,24 @@ def fastest(models: Models, engine: str, kept: Path | None) -> tuple[str, Callab
     return name, unets[name], 2 / took[name]
 
 
-def _made(models: Models, engine: str, kept: Path | None) -> Callable[..., Any]:
+def _made(models: Models, engine: str, kept: Path | None, lora: adapters.Pairs | None = None) -> Callable[..., Any]:
+    """The U-Net by that engine; where its LoRA is given, the one that is told `lora_shift`."""
+
+    def unet() -> Any:
+        return models.unet if lora is None else adapters.Shifted(models.unet, lora)
+
     if engine != "openvino":
-        return in_bf16(models.unet) if engine == "bf16" else models.unet
-    tokens = int(models.tokenizer.model_max_length)
+        return in_bf16(unet()) if engine == "bf16" else unet()
+    tokens, shifted = int(models.tokenizer.model_max_length), lora is not None
     if kept is None:
-        return openvino.CompiledUNet(models.unet, tokens)
-    file = kept / f"unet-{openvino.version()}.xml"
+        return openvino.CompiledUNet(unet(), tokens, shifted=shifted)
+    which = f"lora-{digest_file(models.folder / adapters.FILE)[:16]}-" if shifted else ""
+    file = kept / f"unet-{which}{openvino.version()}.xml"
     if not file.exists():
-        drawings.keep(models.unet, tokens, file)
+        if lora is None:
+            drawings.keep(models.unet, tokens, file)
+        else:
+            openvino.keep(unet(), tokens, file, shifted)
     return openvino.CompiledUNet(file, tokens)
 
 

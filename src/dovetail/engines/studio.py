@@ -1,8 +1,9 @@
 """The painter behind an endpoint: one loop owns the model and batches by step; company changes no byte of a picture.
 
 A wish waits, is made ready (texts read, noise drawn), runs, and is decoded. In each turn of the loop the pictures of one group
-(same model, size and length of text) go through the U-Net together, whatever their steps, guidance, solver and position;
-each row then takes its own solver's step. Reading and decoding happen in a second thread, so that they hold up no step.
+(same model, size and length of text; at LoRA scale 1, or at others) go through the U-Net together, whatever their steps,
+guidance, solver and position; each row then takes its own solver's step. Reading and decoding happen in a second thread, so
+that they hold up no step; what paints at other LoRA scales is made in a third one.
 """
 
 import logging
@@ -12,6 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -24,7 +26,7 @@ from dovetail.edges.metrics import Metrics, resident_bytes
 from dovetail.engines import receipts, works
 from dovetail.engines.painter import start_noise
 from dovetail.engines.revisions import Revision
-from dovetail.engines.works import Work
+from dovetail.engines.works import Group, Work
 from dovetail.wishes import (
     BusyError,
     Caller,
@@ -46,6 +48,7 @@ MOST_DECODING = 4  # pictures, before no further one is begun
 MOST_WAITING = 512  # tickets, however little each takes
 SICK = 3  # pictures in a row that failed with nobody else's fault, before it says that it cannot paint
 PROBE_SECONDS = 1.0  # between two looks whether it can paint again
+REST_SECONDS = 60.0  # without a wish, before what only some wishes need is given back
 
 
 class Studio:
@@ -61,11 +64,12 @@ class Studio:
         self._joining: list[Work] = []  # made ready, not running yet
         self._preparing = self._decoding = 0
         self._had: dict[str, float] = {}  # row-steps that each key was given
-        self._turns: dict[tuple[int, int, int, int], float] = {}
+        self._turns: dict[Group, float] = {}
         self._rate, self._sick = revision.rate, 0
         self._closing = self._stop = False  # takes nothing more; ends
         self._finished: deque[tuple[float, float]] = deque(maxlen=16)  # when, row-steps
         self._desk: queue.Queue[Callable[[], None] | None] = queue.Queue()
+        self._aside = ThreadPoolExecutor(1, "studio _scale")  # its thread is begun at the first use
         self._threads = [threading.Thread(target=f, name=f"studio {f.__name__}", daemon=True) for f in (self._loop, self._work)]
         for thread in self._threads:
             thread.start()
@@ -103,11 +107,12 @@ class Studio:
         return [work.ticket for work in taken]
 
     def swap(self, revision: Revision) -> None:
-        """What is not begun is painted by `revision`; what runs is finished by the one before."""
+        """What is not begun is painted by `revision`; what runs, and what asks for more or less of a LoRA that it has not, is
+        finished by the one before."""
         with self._bell:
             before, self._revision = self._revision, revision
             for work in self._waiting:
-                if work.revision is before:
+                if work.revision is before and (revision.served.lora or work.wish.lora_scale == 1):
                     work.revision = revision
             self._sick = 0
 
@@ -146,6 +151,7 @@ class Studio:
             self._stop = True
             self._bell.notify_all()
         self._threads[0].join()
+        self._aside.shutdown()
         self._desk.put(None)
         self._threads[1].join()
 
@@ -181,7 +187,10 @@ class Studio:
                 self._charge(key, work.cost)
                 self._preparing += 1
                 rows += work.rows
-                self._desk.put(lambda work=work: self._prepare(work))  # type: ignore[misc]
+                if work.wish.lora_scale == 1:
+                    self._desk.put(lambda work=work: self._prepare(work))  # type: ignore[misc]
+                else:
+                    self._aside.submit(self._scale, work)
             self._running += self._joining
             self._joining = []
 
@@ -226,9 +235,17 @@ class Studio:
         while (task := self._desk.get()) is not None:
             task()
 
+    def _scale(self, work: Work) -> None:
+        """Make what paints at LoRA scales that are not 1: the first time it takes seconds, in which the desk goes on."""
+        try:
+            work.revision.scaled()
+        except Exception as error:
+            self._fail(work, works.unpaintable(error), "prepare")
+        self._desk.put(lambda: self._prepare(work))
+
     def _prepare(self, work: Work) -> None:
         try:
-            if not self._over(work):
+            if not work.ticket.future.done() and not self._over(work):
                 self._ready(work)
         except Exception as error:  # a poisoned prompt, memory, a picture that cannot be read: this wish alone
             self._fail(work, works.unpaintable(error), "prepare")
@@ -296,8 +313,14 @@ class Studio:
         while True:
             with self._bell:
                 while not (self._waiting or self._joining or self._running or self._stop):
-                    if not self._bell.wait(PROBE_SECONDS if self._sick >= SICK else None) and not self._waiting:
+                    sick = self._sick >= SICK
+                    if self._bell.wait(PROBE_SECONDS if sick else REST_SECONDS) or self._waiting:
+                        continue
+                    if sick:
                         self._waiting.append(self._taken(works.probe(self._revision.served), Caller()))
+                    elif not self._preparing:
+                        for revision in (self._revision, *self._others.values()):
+                            revision.rest()
                 if self._stop:
                     break
             try:
@@ -320,7 +343,7 @@ class Studio:
 
     def _turn(self) -> None:
         """One call of the U-Net for the group whose turn it is, and each picture's own step."""
-        groups: dict[tuple[int, int, int, int], list[Work]] = {}
+        groups: dict[Group, list[Work]] = {}
         for work in self._running:
             groups.setdefault(work.group, []).append(work)
         keys = list(groups)

@@ -12,9 +12,10 @@ from dovetail.core import shares, solvers
 from dovetail.engines import receipts
 from dovetail.engines.revisions import Revision, Told
 from dovetail.errors import BadConfigError
-from dovetail.wishes import Painted, Served, Ticket, UnpaintableError, Wish, WishError
+from dovetail.wishes import MOST_LORA_SCALE, Painted, Served, Ticket, UnpaintableError, Wish, WishError
 
 MOST_LETTERS, MOST_BREAKS = 4000, 16
+Group = tuple[int, int, int, int, bool]
 NOWHERE = torch.empty(0)
 NOTHING = Told(states=NOWHERE)
 EMPTY = solvers.Plan(NOWHERE, NOWHERE, NOWHERE, NOWHERE, NOWHERE, (), (0.0, 0.0))
@@ -40,9 +41,10 @@ class Work:
     ended: float = 0.0
 
     @property
-    def group(self) -> tuple[int, int, int, int]:
-        """What goes through the U-Net together."""
-        return id(self.revision), self.wish.height, self.wish.width, self.told.states.shape[1]
+    def group(self) -> Group:
+        """What goes through the U-Net together: at LoRA scale 1 through the plain one, at all others through another."""
+        scaled = self.told.shift is not None
+        return id(self.revision), self.wish.height, self.wish.width, self.told.states.shape[1], scaled
 
     @property
     def rows(self) -> int:
@@ -71,6 +73,10 @@ def checked(wish: Wish, served: Served, config: Mapping[str, Any]) -> Wish:
         raise WishError("guidance_scale must be a number of 1 or more", "guidance_scale")
     if max(wish.prompt.count("BREAK"), wish.negative_prompt.count("BREAK")) > MOST_BREAKS:
         raise WishError(f"a prompt may have {MOST_BREAKS} BREAKs: each is a pass of the text encoder", "prompt")
+    if not 0 <= wish.lora_scale <= MOST_LORA_SCALE:
+        raise WishError(f"lora_scale must be a number from 0 to {MOST_LORA_SCALE:g}", "lora_scale")
+    if wish.lora_scale != 1 and not served.lora:
+        raise WishError(f"lora_scale can only be 1 here: {served.name} was not tuned with a LoRA", "lora_scale")
     if wish.image:
         receipts.looked_at(wish.image)
     try:

@@ -14,9 +14,9 @@ from typing import Any
 
 from dovetail import bases
 from dovetail.config import Endpoint
-from dovetail.core import digests, solvers
+from dovetail.core import digests, prompts, solvers
+from dovetail.edges import adapters, cluster, machine
 from dovetail.edges import app as web
-from dovetail.edges import cluster, machine
 from dovetail.edges.console import Show
 from dovetail.edges.folders import Artifact, Desk, Showing, write_bytes, write_json
 from dovetail.edges.models import Models
@@ -47,6 +47,7 @@ def opened(folder: Path, name: str, version: str, engine: str = "auto") -> Revis
         name=name, version=version, digest=digest_of(folder), side=models.resolution, multiple=models.pixels_per_step,
         most_pixels=AREAS * models.resolution**2, samplers=(own, *(n for n in solvers.NAMES if n != own)), licence=licence,
         restrictions=f"{found}{restrictions}".strip(), run=made_by,
+        lora=bool(made_by) and adapters.is_lora(folder),  # else nothing says that it is in the weights already
     )  # fmt: skip
     return Revision(models, served, engine, default_root().parent / "engines" / served.digest)
 
@@ -70,7 +71,7 @@ def check(repo: Artifact, dataset: Artifact, hints: Hints, config: Endpoint, des
     published = json.loads((repo.folder / "published.json").read_text())
     studio = Studio(opened(repo.folder / "model", published["name"], published["version"], config.engine))
     guidance_scale = config.guidance_scale or hints.guidance_scale
-    app = web.build_app(studio, config.steps, guidance_scale, named=solvers.named)
+    app = web.build_app(studio, config.steps, guidance_scale, named=solvers.named, tags=prompts.tags)
     server = web.Server(app, web.bind("127.0.0.1", 0))
     tests = sorted((e for e in dataset.records(Example) if e.split == "test"), key=lambda e: e.key)
     prompt = config.prompt or (tests[0].caption if tests else dataset.records(Example)[0].caption)
@@ -134,7 +135,7 @@ class Stand:
         self.studio = Studio(opened(folder, name, version, config.engine), others)
         self.app = web.build_app(
             self.studio, config.steps, config.guidance_scale or guidance_scale, access, named=solvers.named,
-            receipt=_receipt(self.studio), alone=config.replicas < 2,
+            tags=prompts.tags, receipt=_receipt(self.studio), alone=config.replicas < 2,
         )  # fmt: skip
         self._stopped = threading.Event()
         told = (find, name, self.studio, self._stopped, show, config)

@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 
 from dovetail.edges.app import faults, huggingface, openai, reading, reproducing, webui
 from dovetail.edges.app.guard import Access, Guard, access_from, refuse_open
-from dovetail.edges.app.intake import Door
+from dovetail.edges.app.intake import Door, Tags, no_tags
 from dovetail.edges.app.logs import JsonLines
 from dovetail.edges.app.logs import begin as log
 from dovetail.edges.app.reading import PAGE
@@ -37,6 +37,7 @@ def build_app(
     *,
     named: Callable[[str, str], str | None] = _as_said,
     check: Callable[[str], str | None] = _all_pass,
+    tags: Tags = no_tags,
     receipt: reproducing.Receipt | None = None,
     alone: bool = True,
 ) -> FastAPI:
@@ -44,10 +45,13 @@ def build_app(
 
     `named` makes (sampler, scheduler), as any of the wires says them, a name of `Served.samplers`, or None.
     `receipt` makes a PNG of ours the wish that it came from, and a function that says why a picture is not it.
+    `tags` takes `<lora:name:scale>` out of a prompt of the web UI's wire, and gives (name, scale) of each.
     `check` says why a prompt is refused, or None; it may take its time.
     Where it is not `alone` at its address, what one process keeps for later requests is refused.
     """
-    door = Door(studio=studio, steps=default_steps, guidance_scale=default_guidance, named=named, check=check, alone=alone)
+    door = Door(
+        studio=studio, steps=default_steps, guidance_scale=default_guidance, named=named, check=check, tags=tags, alone=alone
+    )
     registry = CollectorRegistry()
     app = FastAPI(title="Dovetail endpoint", version="1", docs_url="/docs", redoc_url=None, redirect_slashes=False)
     for routes in (openai.router(door), webui.router(door), reading.router(door, registry), huggingface.router(door)):

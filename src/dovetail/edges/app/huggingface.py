@@ -13,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from dovetail.edges.app import intake, pictures
 from dovetail.edges.app.faults import Fault, HubFault
 from dovetail.edges.app.intake import Asked, Door
-from dovetail.edges.app.openai import WHOLE, Guidance, Name, Seconds, Seed, Side, Steps, Strength, Words
+from dovetail.edges.app.openai import WHOLE, Guidance, LoraScale, Name, Seconds, Seed, Side, Steps, Strength, Words
 from dovetail.edges.app.waiting import finished, headers, submitted
 from dovetail.wishes import Painted
 
@@ -44,6 +44,14 @@ class TargetSize(BaseModel):
     height: Side
 
 
+class CrossAttention(BaseModel):
+    """What diffusers' pipelines take for the scale of a LoRA."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    scale: LoraScale | None = None
+
+
 class Parameters(BaseModel):
     """What InferenceClient calls them; one that is not known is refused, so that none is passed over in silence."""
 
@@ -61,6 +69,8 @@ class Parameters(BaseModel):
     sampler: Name | None = None
     seed: Seed | None = None
     strength: Strength | None = None
+    lora_scale: LoraScale | None = None
+    cross_attention_kwargs: CrossAttention | None = None
     num_images_per_prompt: Annotated[int, Field(ge=1, le=1), WHOLE] | None = None
     least_steps: Steps | None = None
     deadline_seconds: Seconds | None = None
@@ -100,12 +110,13 @@ def asked_of(inputs: str | bytes, given: Parameters, model: str | None) -> Asked
     image, prompt = _read(inputs, given)
     if not image and len(prompt) > intake.PROMPT_LETTERS:
         raise Fault(400, f"inputs: a prompt has at most {intake.PROMPT_LETTERS} letters", "inputs")
-    size = given.target_size
+    size, beside = given.target_size, given.cross_attention_kwargs
     return Asked(
         prompt=prompt, negative_prompt=given.negative_prompt, seed=given.seed, steps=given.num_inference_steps or given.steps,
         guidance_scale=given.guidance_scale, width=given.width or (size.width if size else None), model=model,
         height=given.height or (size.height if size else None), sampler=given.scheduler or given.sampler, image=image,
         strength=given.strength, least_steps=given.least_steps, deadline_seconds=given.deadline_seconds, params=PARAMS,
+        lora_scale=beside.scale if given.lora_scale is None and beside else given.lora_scale,
     )  # fmt: skip
 
 

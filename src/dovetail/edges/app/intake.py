@@ -21,6 +21,12 @@ STRENGTH = 0.75  # where a request with a picture does not say
 
 Named = Callable[[str, str], str | None]  # (sampler, scheduler) as a client says them -> a name of `Served.samplers`
 Check = Callable[[str], str | None]  # a prompt -> why it is refused
+Tags = Callable[[str], tuple[str, Sequence[tuple[str, float]]]]  # a prompt -> it without `<lora:name:scale>`, and these
+
+
+def no_tags(prompt: str) -> tuple[str, Sequence[tuple[str, float]]]:
+    """`<lora:name:scale>` is text."""
+    return prompt, ()
 
 
 @dataclass(slots=True)
@@ -40,6 +46,7 @@ class Door:
     guidance_scale: float
     named: Named
     check: Check
+    tags: Tags = no_tags
     alone: bool = True  # no other process answers at the same address: what is kept here is found here
     kept: pictures.Kept = field(default_factory=pictures.Kept)
     jobs: dict[str, list[Job]] = field(default_factory=dict)  # of each key
@@ -64,6 +71,7 @@ class Asked:
     scheduler: str | None = None
     image: bytes = b""
     strength: float | None = None
+    lora_scale: float | None = None
     least_steps: int | None = None
     deadline_seconds: float | None = None
     previews: int = 0
@@ -92,6 +100,7 @@ def wishes_of(door: Door, asked: Asked) -> list[Wish]:
         guidance_scale=door.guidance_scale if asked.guidance_scale is None else asked.guidance_scale,
         model=model_of(served, asked.model, param_of(asked, "model")), sampler=_sampler(served, door.named, asked),
         image=asked.image, strength=_strength(asked), least_steps=min(asked.least_steps or 0, steps),
+        lora_scale=1.0 if asked.lora_scale is None else asked.lora_scale,
     )  # fmt: skip
     fields = {name: getattr(alike, name) for name in Wish.__dataclass_fields__ if name != "seed"}
     return [Wish(**fields, seed=(first + i) % (MOST_SEED + 1)) for i in range(asked.n)]

@@ -6,12 +6,12 @@ from typing import Any
 from fastapi import APIRouter
 
 from dovetail.edges.app.intake import Door
-from dovetail.wishes import Painted, Served
+from dovetail.wishes import Painted, Served, tagged
 
 NONE_UPSCALER = {"name": "None", "model_name": None, "model_path": None, "model_url": None, "scale": 4.0}
 AUTOMATIC = {"name": "automatic", "label": "Automatic", "aliases": None, "default_rho": -1.0, "need_inner_model": False}
 FIXED: dict[str, Any] = {
-    "scripts": {"txt2img": [], "img2img": []}, "script-info": [], "loras": [], "sd-vae": [], "upscalers": [NONE_UPSCALER],
+    "scripts": {"txt2img": [], "img2img": []}, "script-info": [], "sd-vae": [], "upscalers": [NONE_UPSCALER],
     "latent-upscale-modes": [], "hypernetworks": [], "face-restorers": [], "realesrgan-models": [], "prompt-styles": [],
     "embeddings": {"loaded": {}, "skipped": {}}, "cmd-flags": {}, "memory": {"ram": {}, "cuda": {}}, "extensions": [],
     "schedulers": [AUTOMATIC],
@@ -29,6 +29,11 @@ def add_to(routes: APIRouter, door: Door) -> None:
     @routes.get("/samplers", summary="The samplers, the model's own first")
     async def samplers() -> list[dict[str, Any]]:
         return [{"name": name, "aliases": [], "options": {}} for name in door.studio.served.samplers]
+
+    @routes.get("/loras", summary="The LoRA that the model was tuned with, where there is one")
+    async def loras() -> list[dict[str, Any]]:
+        served = door.studio.served
+        return [{"name": served.name, "alias": served.name, "path": served.name, "metadata": {}}] if served.lora else []
 
     @routes.post("/refresh-checkpoints", summary="Nothing needs it: releases are followed")
     async def refresh() -> None:
@@ -72,7 +77,8 @@ def infotext(painted: Painted) -> str:
         "Steps": wish.steps, "Sampler": wish.sampler, "CFG scale": f"{wish.guidance_scale:g}", "Seed": wish.seed,
         "Size": f"{wish.width}x{wish.height}", "Model hash": painted.digest[:10], "Model": painted.model,
     } | ({"Denoising strength": f"{wish.strength:g}"} if wish.image else {}) | {"Version": painted.version}  # fmt: skip
-    return _lines(wish.prompt, wish.negative_prompt, ", ".join(f"{name}: {value}" for name, value in told.items()))
+    prompt = tagged(wish, painted.model)
+    return _lines(prompt, wish.negative_prompt, ", ".join(f"{name}: {value}" for name, value in told.items()))
 
 
 def _lines(prompt: str, negative: str, parameters: str) -> str:

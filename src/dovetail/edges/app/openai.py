@@ -12,6 +12,7 @@ from dovetail.edges.app import intake, pictures, streams
 from dovetail.edges.app.faults import Fault, OpenaiFault
 from dovetail.edges.app.intake import Asked, Door
 from dovetail.edges.app.waiting import extras, finished, headers, submitted
+from dovetail.wishes import MOST_LORA_SCALE
 
 PARAMS = {"width": "size", "height": "size"}
 FAULTS: dict[int | str, dict[str, Any]] = {
@@ -40,6 +41,13 @@ Name = Annotated[str, Field(max_length=200)]
 Steps = Annotated[int, Field(ge=1, le=intake.MOST_STEPS), WHOLE]
 Guidance = Annotated[float, Field(ge=1, le=intake.MOST_GUIDANCE, allow_inf_nan=False)]
 Strength = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+LoraScale = Annotated[
+    float,
+    Field(
+        ge=0, le=MOST_LORA_SCALE, allow_inf_nan=False, examples=[0.6],
+        description="Of a model with `lora` in /v1/models: 0 is its base, 1 (the default) the model as published",
+    ),
+]  # fmt: skip
 Seed = Annotated[int, Field(ge=0, le=intake.MOST_SEED), WHOLE]
 Side = Annotated[int, Field(ge=1, le=65536), WHOLE]
 Seconds = Annotated[float, Field(ge=intake.SHORTEST_SECONDS, le=intake.LONGEST_SECONDS, allow_inf_nan=False)]
@@ -64,6 +72,7 @@ class Common(BaseModel):
     guidance_scale: Guidance | None = None
     negative_prompt: Words | None = None
     sampler: Name | None = None
+    lora_scale: LoraScale | None = None
     least_steps: Steps | None = None
     deadline_seconds: Seconds | None = None
 
@@ -129,7 +138,8 @@ def asked_of(wanted: Common, image: bytes = b"", strength: float | None = None) 
         prompt=wanted.prompt, n=wanted.n or 1, negative_prompt=wanted.negative_prompt, seed=wanted.seed,
         steps=wanted.steps or wanted.num_inference_steps, guidance_scale=wanted.guidance_scale, width=width, height=height,
         model=wanted.model, sampler=wanted.sampler, image=image, strength=strength, least_steps=wanted.least_steps,
-        deadline_seconds=wanted.deadline_seconds, previews=(wanted.partial_images or 0) if wanted.stream else 0, params=PARAMS,
+        lora_scale=wanted.lora_scale, deadline_seconds=wanted.deadline_seconds,
+        previews=(wanted.partial_images or 0) if wanted.stream else 0, params=PARAMS,
     )  # fmt: skip
 
 
@@ -169,7 +179,7 @@ def _model(door: Door, name: str) -> dict[str, Any]:
     served = door.studio.served
     told: dict[str, Any] = {"id": name, "object": "model", "created": 0, "owned_by": "dovetail"}
     if name == served.name:
-        own = ("version", "digest", "samplers", "multiple", "most_pixels", "others", "restrictions", "run")
+        own = ("version", "digest", "samplers", "multiple", "most_pixels", "others", "restrictions", "run", "lora")
         told |= {"size": served.side, "steps": door.steps, "guidance_scale": door.guidance_scale}
         told |= {key: getattr(served, key) for key in own}
     return told

@@ -13,11 +13,11 @@ from dovetail.edges.app.faults import Fault, WebuiFault
 from dovetail.edges.app.intake import Asked, Door, Job
 from dovetail.edges.app.openai import WHOLE, Guidance, Name, Seconds, Side, Steps, Strength, Words
 from dovetail.edges.app.waiting import drop, failure, finished, submitted
-from dovetail.wishes import Painted, Served, Ticket
+from dovetail.wishes import MOST_LORA_SCALE, Painted, Served, Ticket, tagged
 
 PARAMS = {
     "guidance_scale": "cfg_scale", "sampler": "sampler_name", "strength": "denoising_strength", "image": "init_images",
-    "model": "override_settings.sd_model_checkpoint", "width": "width/height",
+    "model": "override_settings.sd_model_checkpoint", "width": "width/height", "lora_scale": "prompt",
 }  # fmt: skip
 DOT = (  # a picture of one pixel, for the examples
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8BQDwAEhQGAhKmMIQAAAABJRU5ErkJggg=="
@@ -117,8 +117,9 @@ def asked_of(door: Door, key: str, wanted: TextToImage) -> Asked:
     if count > intake.MOST_PICTURES:
         raise Fault(400, f"batch_size times n_iter is at most {intake.MOST_PICTURES}", "n_iter", "invalid_value")
     picture = wanted.init_images[0] if isinstance(wanted, ImageToImage) else ""
+    prompt, lora_scale = _prompt(door, wanted.prompt or "", lists.plain(model))
     return Asked(
-        prompt=wanted.prompt or "", n=count, negative_prompt=wanted.negative_prompt,
+        prompt=prompt, lora_scale=lora_scale, n=count, negative_prompt=wanted.negative_prompt,
         seed=None if wanted.seed in (None, -1) else wanted.seed, steps=wanted.steps, guidance_scale=wanted.cfg_scale,
         width=wanted.width, height=wanted.height, model=lists.plain(model), sampler=wanted.sampler_name or wanted.sampler_index,
         scheduler=wanted.scheduler if wanted.sampler_name or wanted.sampler_index else None,
@@ -126,6 +127,21 @@ def asked_of(door: Door, key: str, wanted: TextToImage) -> Asked:
         strength=wanted.denoising_strength, least_steps=wanted.least_steps, deadline_seconds=wanted.deadline_seconds,
         previews=3 if key in door.watchers else 0, params=PARAMS,
     )  # fmt: skip
+
+
+def _prompt(door: Door, text: str, model: str | None) -> tuple[str, float | None]:
+    """A prompt without its tag `<lora:NAME:SCALE>`, and the scale. Raises Fault where it asks for what is not there."""
+    (prompt, tags), served = door.tags(text), door.studio.served
+    if not tags:
+        return prompt, None
+    name, scale = tags[0]
+    if not served.lora or name != served.name or intake.model_of(served, model, PARAMS["model"]):
+        offered = f"there is <lora:{served.name}:SCALE>, for {served.name} alone" if served.lora else "there is none"
+        raise Fault(400, f"prompt: the LoRA {name!r:.100} is not offered here; {offered}", "prompt", "unsupported")
+    if len(tags) > 1 or not 0 <= scale <= MOST_LORA_SCALE:
+        told = f"prompt: there can be one <lora:{name}:SCALE>, its scale one number from 0 to {MOST_LORA_SCALE:g}"
+        raise Fault(400, told, "prompt", "invalid_value")
+    return prompt, scale
 
 
 def _refuse_unoffered(wanted: TextToImage) -> None:
@@ -222,8 +238,9 @@ def _info(served: Served, tickets: list[Ticket], made: list[Painted], wanted: Te
     first = wishes[0]
     name, maker = (made[0].model, made[0]) if made else (served.name, served)
     lowered = next((p.degraded for p in made if p.degraded), "")
+    prompts = [tagged(w, name) for w in wishes]
     told = {
-        "prompt": first.prompt, "all_prompts": [w.prompt for w in wishes], "negative_prompt": first.negative_prompt,
+        "prompt": prompts[0], "all_prompts": prompts, "negative_prompt": first.negative_prompt,
         "all_negative_prompts": [w.negative_prompt for w in wishes], "seed": first.seed, "all_seeds": [w.seed for w in wishes],
         "subseed": -1, "all_subseeds": [-1] * len(wishes), "subseed_strength": 0, "width": first.width, "height": first.height,
         "sampler_name": first.sampler, "cfg_scale": first.guidance_scale, "steps": first.steps,
