@@ -168,7 +168,9 @@ def test_no_other_prompts_and_no_rehearsal_are_a_choice(pictures: Path, bring: A
     ids=str,
 )
 def test_unusual_settings_train(pictures: Path, bring: Any, tables: dict[str, Any]) -> None:
-    assert "training" in bring(pictures, "training", **short(**tables))
+    sealed = bring(pictures, "training", **short(**tables))
+    side = tables.get("processing", {}).get("resolution", tiny.SIDE)
+    assert Image.open(sealed["training"].folder / "samples" / "step-0000000.png").height == side
 
 
 @pytest.mark.parametrize(("mode", "size"), [("L", (40, 40)), ("CMYK", (40, 40)), ("P", (64, 48)), ("RGBA", (48, 64))])

@@ -13,6 +13,7 @@ import tiny
 import torch
 from conftest import Finished
 from diffusers import StableDiffusionPipeline
+from safetensors import safe_open
 from safetensors.torch import load_file
 from tiny import SHORT, short
 
@@ -269,6 +270,9 @@ def test_a_lora_run_trains_adapters_only_and_publishes_them_beside_a_whole_unet(
     taught = adapted["training"].manifest.asked["config"]["text_encoder"]
     assert base.keys() == tuned.keys() and any(not torch.equal(base[n], tuned[n]) for n in base) == taught
     assert "base_model_relation: adapter" in (model / "README.md").read_text()
+    for file in model.rglob("*.safetensors"):  # a folder of this machine is nobody's business
+        with safe_open(file, "pt") as opened_file:
+            assert str(finished.base) not in str(opened_file.metadata()), file.name
 
 
 def test_the_published_adapters_on_the_base_paint_what_the_published_folder_paints(

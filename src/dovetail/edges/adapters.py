@@ -75,6 +75,8 @@ def write(folder: Path, parts: Mapping[str, Any]) -> None:
 
     `parts` are models with adapters by their names in a pipeline: `unet`, and `text_encoder`, `text_encoder_2` where they have.
     """
+    for model in parts.values():
+        model.peft_config["default"].base_model_name_or_path = None  # a folder of this machine
     if parts["unet"].peft_config["default"].peft_type == "LORA":
         told: dict[str, Any] = {}
         for name, model in parts.items():

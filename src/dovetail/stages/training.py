@@ -26,11 +26,14 @@ def train(latents: Artifact, models: Models, hints: Hints, config: Training, des
         raise BadInputError(
             "no picture is left to learn from", do="add pictures, or lower [buildout] test_share and validation_share"
         )
-    prompts = _sample_prompts(rows)
+    prompts, side = _sample_prompts(rows), _side(pictures)
 
     def sample(step: int) -> None:
         orders = [painter.Order(prompt=p, seed=SAMPLE_SEED + i) for i, p in enumerate(prompts)]
-        painted = painter.paint(models, orders, steps=SAMPLE_STEPS, guidance_scale=hints.guidance_scale)
+        latents = painter.paint_latents(
+            models, orders, steps=SAMPLE_STEPS, guidance_scale=hints.guidance_scale, batch_size=SAMPLES, side=side
+        )
+        painted = painter.decoded(models, latents, batch_size=SAMPLES)
         write_bytes(desk.folder / "samples" / f"step-{step:07d}.png", pixels.png(pixels.grid(painted, len(painted))))
 
     if not (desk.folder / "samples" / f"step-{0:07d}.png").exists():
@@ -86,6 +89,13 @@ def _published(taught: learner.Taught, config: Training, desk: Desk) -> tuple[in
 def _rate(config: Training, hints: Hints) -> float:
     """The learning rate asked for, else the one that came with the base."""
     return config.learning_rate or (hints.learning_rate_full if config.method == "full" else hints.learning_rate_lora)
+
+
+def _side(pictures: material.Material) -> int | None:
+    """Of the latents, where all that is learnt from are squares of one size: samples then have it too."""
+    shapes = {item.moments.shape[2:] for item in pictures.train if item.moments is not None}
+    height, width = next(iter(shapes)) if len(shapes) == 1 else (0, 1)
+    return height if height == width else None
 
 
 def _sample_prompts(rows: list[LatentRow]) -> list[str]:
