@@ -235,7 +235,7 @@ def test_a_full_queue_is_refused_with_the_time_it_takes(cats: Revision, monkeypa
         for _ in range(100):
             tickets += made.submit([replace(WISH, steps=10)], Caller())
     assert 15 <= len(tickets) <= 18 and 1 <= busy.value.retry_after_seconds <= 120
-    assert made.state()["waiting"] >= 15 and made.state()["running"] <= 1
+    assert made.state()["waiting"] >= len(tickets) - 1 and made.state()["running"] <= 1
     gate.let()
     wait([t.future for t in tickets], 30)
     assert all(isinstance(t.future.result(), Painted) for t in tickets)

@@ -3,6 +3,7 @@
 import inspect
 import json
 import os
+import threading
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from dovetail.errors import ModelError, StoreError, first_line
 transformers_logging.disable_progress_bar()
 diffusers_logging.disable_progress_bar()
 MANY = 1 << 25  # scores of one call, that are not all made at once
+LOADING = threading.Lock()  # two of transformers' from_pretrained at once leave weights empty
 
 Part = tuple[str, float, bool]  # of a text: words, their weight, whether they begin a new piece
 Text = str | tuple[Part, ...]
@@ -138,9 +140,7 @@ class Models:
         try:
             return usual | AutoencoderKL.load_config(self.folder / "vae", local_files_only=True)
         except OSError as error:
-            raise ModelError(
-                f"the model in {self.folder} has no VAE: {first_line(error)}", do="give a diffusers folder"
-            ) from error
+            raise ModelError(f"the model in {self.folder} has no VAE", do="give a whole diffusers folder") from error
 
     @property
     def resolution(self) -> int:
@@ -287,7 +287,8 @@ def _load(kind: Any, folder: Path, variant: str | None = None) -> Any:
     try:
         dtype = "dtype" if kind in (CLIPTextModel, CLIPTextModelWithProjection) else "torch_dtype"
         extra = {} if kind is CLIPTokenizer else {dtype: torch.float32, "use_safetensors": True, "variant": variant}
-        return kind.from_pretrained(folder, local_files_only=True, **extra)
+        with LOADING:
+            return kind.from_pretrained(folder, local_files_only=True, **extra)
     except Exception as error:  # each library raises its own kinds; the user needs one line
         raise ModelError(
             f"cannot load {folder.name} of the model in {folder.parent}: {first_line(error)}",

@@ -61,6 +61,8 @@ class Revision:
         self.channels = int(models.shape["in_channels"])
         if self.engine == "openvino":
             models.forget("unet")  # it has weights of its own
+        for part in ("vae", *models.encoders):
+            getattr(models, part)  # now, and not while the first picture waits
         machine.give_memory_back()
         self.invariant = self.engine == "openvino"  # rows do not notice each other, to the last bit
 
