@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -234,3 +235,12 @@ def test_tensors_have_the_same_bytes_for_the_same_values_and_damage_is_noticed(t
     assert torch.equal(tensors.read(tmp_path / "t.safetensors")["b"], torch.ones(2))
     with pytest.raises(StoreError, match="damaged"):
         tensors.read(tmp_path / "t.safetensors", "0" * 64)
+
+
+def test_parts_that_threads_load_at_the_same_time_are_whole(tiny_base: Path) -> None:
+    """transformers builds a model without weights first, and says so to all threads."""
+    for _ in range(8):
+        each = [(Models(tiny_base, torch.device("cpu")), part) for part in ("vae", "text_encoder", "unet")]
+        with ThreadPoolExecutor(3) as threads:
+            loaded = list(threads.map(lambda told: getattr(*told), each))
+        assert not any(p.is_meta for model in loaded for p in model.parameters())
