@@ -12,7 +12,7 @@ import ray
 import torch
 from test_launch import TAKEN, go
 
-from dovetail.edges import tensors
+from dovetail.edges import cluster, tensors
 from dovetail.errors import BadConfigError, BadInputError
 
 STEPS = 60  # enough to be killed in
@@ -93,3 +93,17 @@ def test_without_ray_it_says_what_to_install(tiny_base: Path, pictures: Path, tm
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
     with pytest.raises(BadConfigError, match=r"pip install 'dovetail\[cluster\]'"):
         go(tiny_base, pictures, tmp_path / "out", ray_workers=1)
+
+
+@pytest.mark.parametrize(("address", "token", "mode"), [("h:1", True, "token"), ("h:1", False, None), ("", True, None)])
+def test_a_cluster_that_is_joined_is_shown_the_token_of_this_account(address, token, mode, tmp_path: Path, monkeypatch) -> None:
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    if token:
+        (tmp_path / ".ray").mkdir()
+        (tmp_path / ".ray" / "auth_token").write_text("secret")
+    cluster._with_token()
+    assert os.environ.get("RAY_AUTH_MODE") == mode

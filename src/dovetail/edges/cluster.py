@@ -32,6 +32,7 @@ def together(
     else went wrong.
     """
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    _with_token()
     try:
         import ray
         from ray.train import RunConfig, ScalingConfig
@@ -178,6 +179,7 @@ def crew(count: int) -> Iterator[Crew]:
     BadConfigError where Ray is not there or too small, EndpointError where the cluster serves already.
     """
     os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")  # its own logs lie below /tmp/ray
+    _with_token()
     own = not os.environ.get("RAY_ADDRESS")
     if own:  # Ray asks no key of those who reach it
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
@@ -215,10 +217,17 @@ def _begin(ray: Any, own: bool) -> None:
         ray.init(address=address, logging_level=logging.ERROR, **beside)
     except ConnectionError as error:
         raise EndpointError(
-            f"cannot join the Ray cluster {address}", do="see whether it runs, and whether it wants RAY_AUTH_MODE=token"
+            f"cannot join the Ray cluster {address}", do="see whether it runs, and whether its token is in ~/.ray/auth_token"
         ) from error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, before)
+
+
+def _with_token() -> None:
+    """Where this account has a token `ray start` asks for it; who joins shows it only if told so before Ray is imported."""
+    told = any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
+    if os.environ.get("RAY_ADDRESS") and (told or (Path.home() / ".ray" / "auth_token").exists()):
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 def _cores(there: dict[str, float]) -> int:
