@@ -77,12 +77,14 @@ def paint(
     guidance_scale: float,
     batch_size: int = 16,
     unet: Unet | None = None,
+    side: int | None = None,
     on_batch: Callable[[int], None] = lambda count: None,
 ) -> list[np.ndarray]:
     """uint8 pictures (H, W, 3), one for each order, in order; arguments as in `paint_latents`."""
     latents = paint_latents(
-        models, orders, steps=steps, guidance_scale=guidance_scale, batch_size=batch_size, unet=unet, on_batch=on_batch
-    )
+        models, orders, steps=steps, guidance_scale=guidance_scale, batch_size=batch_size, unet=unet, side=side,
+        on_batch=on_batch,
+    )  # fmt: skip
     return decoded(models, latents, batch_size)
 
 

@@ -30,11 +30,9 @@ def train(latents: Artifact, models: Models, hints: Hints, config: Training, des
 
     def sample(step: int) -> None:
         orders = [painter.Order(prompt=p, seed=SAMPLE_SEED + i) for i, p in enumerate(prompts)]
-        latents = painter.paint_latents(
-            models, orders, steps=SAMPLE_STEPS, guidance_scale=hints.guidance_scale, batch_size=SAMPLES, side=side
-        )
-        painted = painter.decoded(models, latents, batch_size=SAMPLES)
+        painted = painter.paint(models, orders, steps=SAMPLE_STEPS, guidance_scale=hints.guidance_scale, side=side)
         write_bytes(desk.folder / "samples" / f"step-{step:07d}.png", pixels.png(pixels.grid(painted, len(painted))))
+        models.forget("vae", *(() if models.text_taught else models.encoders))  # until the next grid: they are read again
 
     if not (desk.folder / "samples" / f"step-{0:07d}.png").exists():
         sample(0)
