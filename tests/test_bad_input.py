@@ -170,7 +170,8 @@ def test_no_other_prompts_and_no_rehearsal_are_a_choice(pictures: Path, bring: A
 def test_unusual_settings_train(pictures: Path, bring: Any, tables: dict[str, Any]) -> None:
     sealed = bring(pictures, "training", **short(**tables))
     side = tables.get("processing", {}).get("resolution", tiny.SIDE)
-    assert Image.open(sealed["training"].folder / "samples" / "step-0000000.png").height == side
+    with Image.open(sealed["training"].folder / "samples" / "step-0000000.png") as grid:
+        assert grid.height == side
 
 
 @pytest.mark.parametrize(("mode", "size"), [("L", (40, 40)), ("CMYK", (40, 40)), ("P", (64, 48)), ("RGBA", (48, 64))])
