@@ -200,7 +200,7 @@ def rollback(name: str, reason: str = "", registry: str | None = None) -> Releas
 
 @contextlib.contextmanager
 def _importing() -> Iterator[None]:
-    """Objects come into being by the hundred thousand, and stay: to look through them for garbage takes a quarter of the time."""
+    """What comes into being now stays: to look through it for garbage, again and again, takes a quarter of the time."""
     looked = gc.isenabled()
     gc.disable()
     try:
