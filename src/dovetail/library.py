@@ -206,5 +206,6 @@ def _importing() -> Iterator[None]:
     try:
         yield
     finally:
+        gc.freeze()  # nor later
         if looked:
             gc.enable()
