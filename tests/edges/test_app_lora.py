@@ -8,9 +8,9 @@ from typing import Any
 
 import httpx
 import pytest
+from answering import answering
 
-from dovetail.core import prompts, solvers
-from dovetail.edges import app as web
+from dovetail.core import prompts
 from dovetail.edges import pixels
 from dovetail.engines.revisions import Revision
 from dovetail.engines.studio import Studio
@@ -23,13 +23,8 @@ ASKED = {"prompt": "a cat", "seed": 5}
 def client(by_engine: Callable[[str], Revision], tiny_base: Path) -> Iterator[httpx.Client]:
     """Of a model with a LoRA, and beside it the base, which has none."""
     studio = Studio(by_engine("torch"), {"base": endpoint.opened(tiny_base, "base", "base", "torch")})
-    app = web.build_app(studio, 2, 3.0, named=solvers.named, tags=prompts.tags, receipt=endpoint._receipt(studio))
-    server = web.Server(app, web.bind("127.0.0.1", 0))
-    server.start()
-    with httpx.Client(base_url=server.url, timeout=60) as made:
+    with answering(studio, 2, tags=prompts.tags) as made:
         yield made
-    server.stop()
-    studio.close()
 
 
 def openai(client: httpx.Client, **more: Any) -> bytes:

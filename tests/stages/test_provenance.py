@@ -10,11 +10,11 @@ from typing import Any
 
 import httpx
 import pytest
+from answering import answering
 from conftest import Finished
 from PIL import Image, PngImagePlugin
 
 from dovetail import trace
-from dovetail.core import solvers
 from dovetail.edges import app as web
 from dovetail.edges import pixels
 from dovetail.edges.registry import Registry
@@ -32,13 +32,8 @@ def published(finished: Finished) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def client(finished: Finished, published: dict[str, Any]) -> Iterator[httpx.Client]:
     studio = Studio(endpoint.opened(finished.model, published["name"], published["version"], "torch"))
-    app = web.build_app(studio, 3, 3.0, named=solvers.named, receipt=endpoint._receipt(studio))
-    server = web.Server(app, web.bind("127.0.0.1", 0))
-    server.start()
-    with httpx.Client(base_url=server.url, timeout=60) as made:
+    with answering(studio, 3) as made:
         yield made
-    server.stop()
-    studio.close()
 
 
 @pytest.fixture(scope="module")

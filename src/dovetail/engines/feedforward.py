@@ -14,7 +14,7 @@ from diffusers.models.attention import FeedForward
 from torch import Tensor
 from torch.nn import functional
 
-MUCH = 16 << 20  # bytes of the inner width of one call, from which on it is worth it
+MUCH = 18 << 20  # bytes of the inner width of one call, from which on room is worth more than the time to make it again
 AT_ONCE = 4 << 20  # bytes of it that are worked on together
 
 
