@@ -137,7 +137,8 @@ def test_gradients_are_clipped_whatever_the_method(
     update = learner._update
 
     def watched(lessons: Any, step: int) -> None:
-        norms.append(math.sqrt(sum(float(p.grad.square().sum()) for p in lessons.parameters if p.grad is not None)))
+        norm = math.sqrt(sum(float(p.grad.square().sum()) for p in lessons.parameters if p.grad is not None))
+        norms.append(norm * lessons.descent.factor)  # what the step scales them by
         update(lessons, step)
 
     monkeypatch.setattr(learner, "_update", watched)

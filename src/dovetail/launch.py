@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, cast
 from dovetail import bases
 from dovetail import flags as asked
 from dovetail.core import digests
+from dovetail.edges import compiler
+from dovetail.engines.fused import SOURCES
 from dovetail.errors import BadConfigError, BadInputError, StoppedError
 from dovetail.records import Precision
 
@@ -112,6 +114,8 @@ def finish(models: "Models", weights: dict[str, Any], variant: str | None, out: 
 
 def run(flags: argparse.Namespace, given: set[str]) -> Path:
     """What the flags ask for; returns the folder of the finished pipeline."""
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # large pages; PyTorch reads it as it starts
+    compiler.ahead(SOURCES)
     from accelerate import PartialState
 
     from dovetail.edges import hub, machine, plots, tables

@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,10 +11,11 @@ from typing import Any
 
 from dovetail import bases, pipeline, report
 from dovetail.config import Config, Endpoint
-from dovetail.edges import settings
+from dovetail.edges import compiler, settings
 from dovetail.edges.console import Show
 from dovetail.edges.folders import Artifact, Run, write_bytes
 from dovetail.edges.registry import Registry, default_root, safe_name
+from dovetail.engines.fused import SOURCES
 from dovetail.errors import BadConfigError, ModelError
 from dovetail.pipeline import Standing
 from dovetail.records import Release
@@ -56,6 +58,8 @@ def _resolved(config: Config) -> Config:
 
 def advance(config: Config, run: Run, until: str, only: bool, show: Show) -> dict[str, Artifact]:
     """Bring the run up to `until`, keep the configuration beside it, write the report."""
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # large pages; PyTorch reads it as it starts
+    compiler.ahead(SOURCES)
     sealed = pipeline.run(config, run, show, until, only, text=settings.text(config, comments=False))
     later = {s.stage: s.artifact for s in pipeline.status(config, run) if s.artifact}
     report.write(config, run, {"base": sealed["base"]} | later)

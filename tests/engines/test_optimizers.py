@@ -78,18 +78,23 @@ def test_it_goes_without_clipping_only() -> None:
 
 @pytest.mark.parametrize("more", [{}, {"batch_size": 2, "gradient_accumulation_steps": 2, "merge_micro_batches": False}])
 @pytest.mark.parametrize("most", [0.5, None])
+@pytest.mark.parametrize("compiler", [True, False], ids=["C", "no C"])
 def test_gradients_that_wait_as_bf16_are_the_same_numbers(
-    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: dict[str, Any], most: float | None
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: dict[str, Any], most: float | None, compiler: bool
 ) -> None:
+    if not compiler:
+        monkeypatch.setattr(optimizers.kernels, "there", lambda: False)
     asked = config(mixed_precision="bf16", max_grad_norm=most, **more)
-    plain, curve = teach(tiny_base, tmp_path / "plain", material(), asked)
+    with monkeypatch.context() as patch:
+        patch.setattr(optimizers, "packed", lambda *_: None)
+        plain, curve = teach(tiny_base, tmp_path / "plain", material(), asked)
     waited: list[int] = []
     step = optimizers.Packed.step
 
-    def watched(self: optimizers.Packed) -> None:
+    def watched(self: optimizers.Packed, share: float | None) -> None:
         assert all(p.grad is None for p in self.kept)
         waited.append(sum(g.nbytes for g in self.kept.values()))
-        step(self)
+        step(self, share)
 
     monkeypatch.setattr(optimizers.Packed, "step", watched)
     monkeypatch.setattr(optimizers.Packed, "CHUNK", 5_000)
@@ -98,3 +103,16 @@ def test_gradients_that_wait_as_bf16_are_the_same_numbers(
     assert tensors.digest(packed) == tensors.digest(plain) and same == curve
     weights = 4 * sum(p.numel() for p in Models(tiny_base, CPU).unet.parameters())
     assert len(waited) == 6 and all(0.5 * weights < n < 0.55 * weights or (more and n == weights) for n in waited)
+
+
+@pytest.mark.parametrize("free, given_back", [(0, True), (2**50, False)])
+def test_memory_goes_back_only_where_there_is_little(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, given_back: bool
+) -> None:
+    back: list[int] = []
+    monkeypatch.setattr(preparation, "CHEAP", 2**60)
+    monkeypatch.setattr(optimizers.Packed, "OFTEN", 1_000)
+    monkeypatch.setattr(optimizers.machine, "free_bytes", lambda: free)
+    monkeypatch.setattr(optimizers.machine, "give_memory_back", lambda: back.append(1))
+    teach(tiny_base, tmp_path, material(), config(mixed_precision="bf16", steps=2))
+    assert (len(back) > 10) == given_back

@@ -61,9 +61,23 @@ def memory_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = Path("/sys/fs/cgroup/memory.max")
-    told = limit.read_text().strip() if limit.exists() else ""
+    told = _text("/sys/fs/cgroup/memory.max").strip()
     return min(whole, int(told)) if told.isdecimal() else whole
+
+
+def free_bytes() -> int:
+    """Of the machine's memory, or of what the container may have: what could still be taken."""
+    told = dict(line.split(":") for line in _text("/proc/meminfo").splitlines())
+    free = int(told["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in told else 2**62
+    limit, taken = (_text(f"/sys/fs/cgroup/memory.{name}").strip() for name in ("max", "current"))
+    files = next(
+        (line.split()[1] for line in _text("/sys/fs/cgroup/memory.stat").splitlines() if line.startswith("file ")), "0"
+    )
+    return min(free, int(limit) - int(taken) + int(files)) if limit.isdecimal() and taken.isdecimal() else free
+
+
+def _text(path: str) -> str:
+    return Path(path).read_text() if Path(path).exists() else ""
 
 
 def hold_memory() -> None:

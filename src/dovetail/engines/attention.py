@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dovetail.edges.models import MatmulAttention
+from dovetail.engines.fused import kernels
 
 FEW = 1 << 20  # bytes of scores of one call that PyTorch's own functions are as good for
 AT_ONCE = 4 << 20  # bytes of scores that are worked on together: they stay in the cache
@@ -33,58 +34,77 @@ class CacheAttention(MatmulAttention):
 
 
 class _Attended(torch.autograd.Function):
-    """The scores are bare exponentials where none can overflow, else exponentials of what is over the rows' `logs`."""
+    """`there` and `back`, for autograd."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """(b, heads, n, d) of `attended`."""
         ctx.heads, ctx.scale = query.shape[1], scale
         query, key, value = (x.reshape(-1, *x.shape[2:]) for x in (query, key, value))
-        kept: list[Tensor] = []
-        if _bounded(query, key, scale):
-            ones = functional.pad(value, (0, 1), value=1.0)
-            keep, sums, none = _bytes(query, key) <= KEPT, query.new_empty(*query.shape[:2], ones.shape[2]), query.new_empty(())
-            for at in _pieces(query, key):
-                raised = torch.baddbmm(none, query[at], key[at[0]].transpose(1, 2), beta=0, alpha=scale).exp_()
-                torch.bmm(raised, ones[at[0]], out=sums[at])
-                kept += [raised] if keep else []
-            inverse, logs = sums[..., -1:].reciprocal(), None
-            seen = sums[..., :-1] * inverse
-        else:
-            fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-            seen, exact = (x[0] for x in fused(query[None], key[None], value[None], 0.0, False, scale=scale))
-            logs = exact[..., None].to(query.dtype)
-            inverse = (logs - exact[..., None]).exp().to(query.dtype)  # what the rounding of `logs` left out
+        seen, inverse, logs, *kept = there(query, key, value, scale)
         ctx.save_for_backward(query, key, value, seen, inverse, logs, *kept)
         return seen.unflatten(0, (-1, ctx.heads))
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         """Gradients of query, key and value."""
-        query, key, value, seen, inverse, logs, *kept = ctx.saved_tensors
-        gradient = gradient.flatten(0, 1) * inverse
-        gradient = torch.cat([gradient, -(gradient * seen).sum(-1, keepdim=True)], dim=-1)
-        ones, none = functional.pad(value, (0, 1), value=1.0), query.new_empty(())
-        pieces = _pieces(query, key)
-        split = len(pieces) > len(query)  # then sums over the pieces of one head are kept exact
-        to_query, to_key, to_value = (torch.zeros_like(x, dtype=_exact(x) if split else None) for x in (query, key, ones))
-        for number, at in enumerate(pieces):
-            if kept:
-                raised = kept[number]
-            else:
-                start, beta = (none, 0) if logs is None else (logs[at], -1)
-                raised = torch.baddbmm(start, query[at], key[at[0]].transpose(1, 2), beta=beta, alpha=ctx.scale).exp_()
-            scores = torch.bmm(gradient[at], ones[at[0]].transpose(1, 2)).mul_(raised)
-            for found, where, left, right, factor in (
-                (to_query, at, scores, key[at[0]], ctx.scale),
-                (to_key, at[0], scores.transpose(1, 2), query[at], ctx.scale),
-                (to_value, at[0], raised.transpose(1, 2), gradient[at], 1.0),
-            ):
-                if split:
-                    found[where] += torch.baddbmm(none, left, right, beta=0, alpha=factor)
-                else:
-                    torch.baddbmm(none, left, right, beta=0, alpha=factor, out=found[where])
-        return *(x.to(query.dtype).unflatten(0, (-1, ctx.heads)) for x in (to_query, to_key, to_value[..., :-1])), None
+        found = back(gradient.flatten(0, 1), ctx.scale, *ctx.saved_tensors)
+        return *(x.unflatten(0, (-1, ctx.heads)) for x in found), None
+
+
+def there(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Any, ...]:
+    """(heads, n, d) over (heads, m, d): what is seen, and what the way back wants.
+
+    The scores are bare exponentials where none can overflow, else exponentials of what is over the rows' `logs`.
+    """
+    kept: list[Tensor] = []
+    if _bounded(query, key, scale):
+        ones = functional.pad(value, (0, 1), value=1.0)
+        keep, sums, none = _bytes(query, key) <= KEPT, query.new_empty(*query.shape[:2], ones.shape[2]), query.new_empty(())
+        for at in _pieces(query, key):
+            raised = torch.baddbmm(none, query[at], key[at[0]].transpose(1, 2), beta=0, alpha=scale).exp_()
+            torch.bmm(raised, ones[at[0]], out=sums[at])
+            kept += [raised] if keep else []
+        inverse, logs = sums[..., -1:].reciprocal(), None
+        seen = sums[..., :-1] * inverse
+    else:
+        fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        seen, exact = (x[0] for x in fused(query[None], key[None], value[None], 0.0, False, scale=scale))
+        logs = exact[..., None].to(query.dtype)
+        inverse = (logs - exact[..., None]).exp().to(query.dtype)  # what the rounding of `logs` left out
+    return seen, inverse, logs, *kept
+
+
+def back(
+    gradient: Tensor, scale: float, query: Tensor, key: Tensor, value: Tensor, seen: Tensor, inverse: Tensor,
+    logs: Tensor | None, *kept: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of query, key and value of `there`."""
+    gradient = gradient * inverse
+    gradient = torch.cat([gradient, -(gradient * seen).sum(-1, keepdim=True)], dim=-1)
+    ones, none = functional.pad(value, (0, 1), value=1.0), query.new_empty(())
+    to_query, to_key, to_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(ones)
+    exact: list[Tensor] = []  # sums over the pieces of one head, where it has several
+    for number, at in enumerate(_pieces(query, key)):
+        if kept:
+            raised = kept[number]
+        else:
+            start, beta = (none, 0) if logs is None else (logs[at], -1)
+            raised = torch.baddbmm(start, query[at], key[at[0]].transpose(1, 2), beta=beta, alpha=scale).exp_()
+        scores = torch.bmm(gradient[at], ones[at[0]].transpose(1, 2)).mul_(raised)
+        torch.baddbmm(none, scores, key[at[0]], beta=0, alpha=scale, out=to_query[at])
+        for_key, for_value = (scores.transpose(1, 2), query[at], scale), (raised.transpose(1, 2), gradient[at], 1.0)
+        if at[1] == slice(None):
+            for found, (left, right, factor) in ((to_key, for_key), (to_value, for_value)):
+                torch.baddbmm(none, left, right, beta=0, alpha=factor, out=found[at[0]])
+            continue
+        if at[1].start == 0:
+            exact = [torch.zeros_like(x[at[0]], dtype=_exact(x)) for x in (key, ones)]
+        for total, (left, right, factor) in zip(exact, (for_key, for_value), strict=True):
+            kernels.add_to(total, torch.baddbmm(none, left, right, beta=0, alpha=factor))
+        if at[1].stop >= query.shape[1]:
+            to_key[at[0]], to_value[at[0]] = exact
+    return to_query, to_key, to_value[..., :-1]
 
 
 def _bounded(query: Tensor, key: Tensor, scale: float) -> bool:

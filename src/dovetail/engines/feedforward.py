@@ -14,6 +14,8 @@ from diffusers.models.attention import FeedForward
 from torch import Tensor
 from torch.nn import functional
 
+from dovetail.engines.fused import kernels
+
 MUCH = 18 << 20  # bytes of the inner width of one call, from which on room is worth more than the time to make it again
 AT_ONCE = 4 << 20  # bytes of it that are worked on together
 
@@ -37,39 +39,63 @@ def _forward(layer: Any, tokens: Tensor, *args: Any, **keys: Any) -> Tensor:
 
 
 class _Gated(torch.autograd.Function):
-    """(value * gelu(gate)) out^T + last; value and gate are the halves of tokens into^T + first (Shazeer 2020, eq. 6)."""
+    """`there` and `back`, for autograd."""
 
     @staticmethod
     def forward(ctx: Any, tokens: Tensor, into: Tensor, first: Tensor, out: Tensor, last: Tensor) -> Tensor:
-        """(..., width) of tokens (..., width), `into` (2 inner, width), `out` (width, inner) and their biases."""
+        """(..., width) of tokens (..., width)."""
         ctx.save_for_backward(tokens, into, first, out)
-        rows = tokens.flatten(0, -2)
-        seen = torch.empty(len(rows), len(out), dtype=tokens.dtype)
-        for at in _pieces(rows, into):
-            value, gate = functional.linear(rows[at], into, first).chunk(2, dim=-1)
-            seen[at] = functional.linear(value * functional.gelu(gate), out, last)
-        return seen.unflatten(0, tokens.shape[:-1])
+        return there(tokens, into, first, out, last)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
-        """Gradients of all five; those of the weights are summed over the pieces in float32 at least."""
-        tokens, into, first, out = ctx.saved_tensors
-        rows, gradients = tokens.flatten(0, -2), gradient.flatten(0, -2)
-        exact = torch.promote_types(tokens.dtype, torch.float32)
-        to_rows = torch.empty_like(rows)
-        to_into, to_first, to_out, to_last = (torch.zeros_like(x, dtype=exact) for x in (into, first, out, out[:, 0]))
-        for at in _pieces(rows, into):
-            value, gate = functional.linear(rows[at], into, first).chunk(2, dim=-1)
-            raised, to_gated = functional.gelu(gate), gradients[at] @ out
-            to_out += gradients[at].T @ (value * raised)
-            to_last += gradients[at].sum(0, dtype=exact)
-            to_gate = torch.ops.aten.gelu_backward(to_gated * value, gate)
-            to_inner = torch.cat([to_gated.mul_(raised), to_gate], dim=-1)
-            to_rows[at] = to_inner @ into
-            to_into += to_inner.T @ rows[at]
-            to_first += to_inner.sum(0, dtype=exact)
-        weights = (x.to(tokens.dtype) for x in (to_into, to_first, to_out, to_last))
-        return to_rows.unflatten(0, tokens.shape[:-1]), *weights
+        """Gradients of all five."""
+        return back(gradient, *ctx.saved_tensors)
+
+
+def there(tokens: Tensor, into: Tensor, first: Tensor, out: Tensor, last: Tensor) -> Tensor:
+    """(value * gelu(gate)) out^T + last; value and gate are the halves of tokens into^T + first (Shazeer 2020, eq. 6).
+
+    (..., width) of tokens (..., width), `into` (2 inner, width), `out` (width, inner) and their biases.
+    """
+    rows = tokens.flatten(0, -2)
+    seen = torch.empty(len(rows), len(out), dtype=tokens.dtype)
+    for at in _pieces(rows, into):
+        seen[at] = functional.linear(_gated(functional.linear(rows[at], into, first)), out, last)
+    return seen.unflatten(0, tokens.shape[:-1])
+
+
+def back(gradient: Tensor, tokens: Tensor, into: Tensor, first: Tensor, out: Tensor) -> tuple[Tensor, ...]:
+    """Gradients of all five; those of the weights are summed over the pieces in float32 at least."""
+    rows, gradients = tokens.flatten(0, -2), gradient.flatten(0, -2)
+    exact = torch.promote_types(tokens.dtype, torch.float32)
+    to_rows = torch.empty_like(rows)
+    to_into, to_first, to_out, to_last = (torch.zeros_like(x, dtype=exact) for x in (into, first, out, out[:, 0]))
+    for at in _pieces(rows, into):
+        to_inner, gated = _gated_back(gradients[at] @ out, functional.linear(rows[at], into, first))
+        kernels.add_to(to_out, gradients[at].T @ gated)
+        to_last += gradients[at].sum(0, dtype=exact)
+        to_rows[at] = to_inner @ into
+        kernels.add_to(to_into, to_inner.T @ rows[at])
+        to_first += to_inner.sum(0, dtype=exact)
+    weights = (x.to(tokens.dtype) for x in (to_into, to_first, to_out, to_last))
+    return to_rows.unflatten(0, tokens.shape[:-1]), *weights
+
+
+def _gated(inner: Tensor) -> Tensor:
+    if inner.dtype == torch.bfloat16 and kernels.there():
+        return kernels.gated(inner)
+    value, gate = inner.chunk(2, dim=-1)
+    return value * functional.gelu(gate)
+
+
+def _gated_back(gradient: Tensor, inner: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradient of `inner`, and what it was gated to."""
+    if inner.dtype == torch.bfloat16 and kernels.there():
+        return kernels.gated_back(gradient, inner)
+    value, gate = inner.chunk(2, dim=-1)
+    raised, to_gate = functional.gelu(gate), torch.ops.aten.gelu_backward(gradient * value, gate)
+    return torch.cat([gradient * raised, to_gate], dim=-1), value * raised
 
 
 def _pieces(rows: Tensor, into: Tensor) -> Iterator[slice]:

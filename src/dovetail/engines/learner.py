@@ -18,7 +18,7 @@ from dovetail.config import Training
 from dovetail.core import schedules, trends
 from dovetail.edges import folders, machine, shapes
 from dovetail.edges.models import Models
-from dovetail.engines import checkpoints, material, processes, sharding
+from dovetail.engines import checkpoints, material, processes, recomputing, sharding
 from dovetail.engines.lessons import Lessons, averaged, best, put, resume, save, save_best, wholes
 from dovetail.engines.material import Material, Row
 from dovetail.engines.objective import held_out_losses, training_losses
@@ -26,6 +26,7 @@ from dovetail.engines.preparation import CHEAP, TEXT_ENCODER, prepare
 from dovetail.errors import BadConfigError, StoppedError, TrainingError
 
 MERGED_AREA = {"cpu": 64 * 16 * 16, "cuda": 16 * 64 * 64}  # latent pixels of the micro-batches that are merged into one
+SPARE = 0.75  # of the room for all gradients: what the last blocks may keep before there are any
 SKIPS = 20  # steps in a row that a loss scaler may skip while it looks for its scale
 BACKS = 3  # times that a training may be rolled back
 
@@ -163,6 +164,8 @@ def _gradients(lessons: Lessons, step: int, stop: int) -> tuple[float, float, in
         norm = lessons.packed.clip(most)
     elif lessons.sharded:
         norm = sharding.norm(lessons.parameters, most)
+    elif lessons.descent.walks:
+        norm = lessons.descent.clip(most)
     else:
         norm = float(lessons.accelerator.clip_grad_norm_(lessons.parameters, most))
     lessons.watch.lap("sync")
@@ -171,20 +174,22 @@ def _gradients(lessons: Lessons, step: int, stop: int) -> tuple[float, float, in
 
 def _update(lessons: Lessons, step: int) -> None:
     """Weights, where they are not updated yet, and averaged weights after the gradients of `step`."""
-    (lessons.packed or lessons.optimizer).step()
+    decay = lessons.config.ema_decay
+    share = 1 - schedules.ema_decay(step, decay) if decay else None
+    if not lessons.within:
+        (lessons.packed or lessons.descent).step(share)
+    elif share is not None:
+        lessons.descent.average(share)
     _forget(lessons)
-    if lessons.config.ema_decay:
-        decay = schedules.ema_decay(step, lessons.config.ema_decay)
-        weights = [sharding.local(p).to(a.device) for p, a in zip(lessons.parameters, lessons.average, strict=True)]
-        torch._foreach_lerp_(lessons.average, weights, 1 - decay)
     lessons.watch.lap("optimizer")
 
 
 def _forget(lessons: Lessons) -> None:
     """The gradients."""
-    lessons.optimizer.zero_grad(set_to_none=True)
+    for parameter in lessons.parameters:
+        parameter.grad = None
     if lessons.packed:
-        lessons.packed.kept.clear()
+        lessons.packed.forget()
 
 
 def _rows(lessons: Lessons, step: int) -> tuple[list[Row], int]:
@@ -213,11 +218,16 @@ def _recompute(lessons: Lessons, rows: list[Row]) -> None:
     latents, states = (torch.Size((len(most), *x.shape)) for x in (most[0].latents, most[0].states))
     dtype = torch.float32 if lessons.accelerator.mixed_precision == "no" else torch.bfloat16
     needed = shapes.activation_bytes(lessons.models.unet, latents, states, dtype)
+    told = ""
     if needed * CHEAP < machine.memory_bytes(lessons.models.device):
         lessons.models.unet.disable_gradient_checkpointing()
         told = f"activations of {needed / 2**20:.0f} MiB a pass are kept, not recomputed"
-        if {"step": 0, "event": told} not in lessons.curve:  # it may come from a checkpoint
-            lessons.curve.append({"step": 0, "event": told})
+    elif lessons.packed and lessons.descent.walks:
+        gradients = 2 * sum(p.numel() for p in lessons.parameters)
+        kept = recomputing.spare(lessons.models.unet, latents, int(SPARE * gradients))
+        told = f"activations of the last blocks, {kept / 2**20:.0f} MiB, are kept, not recomputed" if kept else ""
+    if told and {"step": 0, "event": told} not in lessons.curve:  # it may come from a checkpoint
+        lessons.curve.append({"step": 0, "event": told})
 
 
 def _backward(lessons: Lessons, mine: list[Row], size: int, stop: int) -> tuple[float, int]:

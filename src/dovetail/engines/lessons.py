@@ -18,7 +18,7 @@ from dovetail.engines import checkpoints, sharding
 from dovetail.engines.checkpoints import Checkpoint
 from dovetail.engines.material import Material
 from dovetail.engines.objective import Objective
-from dovetail.engines.optimizers import Packed, Within
+from dovetail.engines.optimizers import Descent, Packed, Within
 from dovetail.engines.stopwatch import Stopwatch
 from dovetail.errors import BadConfigError
 
@@ -39,6 +39,7 @@ class Lessons:
     accelerator: Accelerator
     unet: torch.nn.Module
     optimizer: Any
+    descent: Descent
     parameters: list[torch.nn.Parameter]
     names: list[str]
     average: list[Tensor]  # this process' parts of it; the parameters themselves where no average is kept

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor
 
 from dovetail.config import Training
 from dovetail.edges import machine
+from dovetail.engines import sharding
+from dovetail.engines.fused import kernels
 from dovetail.errors import BadConfigError
 
 
@@ -28,11 +31,88 @@ def adamw(parameters: list[torch.nn.Parameter], config: Training) -> torch.optim
     return AdamW8bit(parameters, **told)
 
 
+class Descent:
+    """AdamW's step and that of the averages, of all weights or some: on a CPU one walk through memory for both."""
+
+    def __init__(self, optimizer: Any, parameters: list[torch.nn.Parameter], average: list[Tensor] | None) -> None:
+        self.optimizer, self.parameters = optimizer, parameters
+        self.averages = None if average is None else dict(zip(parameters, average, strict=True))
+        inner = getattr(optimizer, "optimizer", optimizer)
+        every = (*parameters, *(average or []))
+        here = all(type(x.data) is Tensor and x.device.type == "cpu" for x in every)
+        plain = all(x.dtype == torch.float32 and x.is_contiguous() for x in every)
+        self.walks = type(inner) is torch.optim.AdamW and here and plain and kernels.there()
+        self.factor = 1.0
+
+    def clip(self, most: float) -> float:
+        """Norm of all gradients; the next step scales them to `most` where it is more."""
+        norm = torch.linalg.vector_norm(self.norms([p.grad for p in self.parameters if p.grad is not None]))
+        self.factor = clipping(norm, most)
+        return float(norm)
+
+    def norms(self, gradients: list[Tensor]) -> Tensor:
+        """Of each, float32; all are of one type."""
+        if self.walks:
+            return kernels.norms(gradients)
+        return torch.stack([torch.linalg.vector_norm(g, dtype=torch.float32) for g in gradients])
+
+    def step(self, share: float | None) -> None:
+        """All weights that have a gradient; and their averages by `share` towards them."""
+        parameters = [p for p in self.parameters if p.grad is not None]
+        self.some(parameters, [p.grad for p in parameters], self.factor, share)
+
+    def some(self, parameters: list[Any], gradients: list[Any], factor: float = 1.0, share: float | None = None) -> None:
+        """Those of `parameters`, by float32 or bf16 gradients times `factor`."""
+        if self.walks:
+            for dtype in (torch.float32, torch.bfloat16):
+                chosen = [(p, g) for p, g in zip(parameters, gradients, strict=True) if g.dtype == dtype]
+                self._walk([p for p, _ in chosen], [g for _, g in chosen], factor, share)
+            return
+        (group,) = self.optimizer.param_groups
+        every, group["params"] = group["params"], parameters
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient.float().mul_(factor) if factor != 1 else gradient.float()
+        self.optimizer.step()
+        group["params"] = every
+        if share is not None:
+            self.average(share, parameters)
+
+    def average(self, share: float, parameters: list[Any] | None = None) -> None:
+        """The averages alone."""
+        parameters, averages = parameters or self.parameters, self.averages or {}
+        if self.walks:
+            self._walk(parameters, None, 1.0, share)
+            return
+        told = [averages[p] for p in parameters]
+        torch._foreach_lerp_(told, [sharding.local(p).to(a.device) for p, a in zip(parameters, told, strict=True)], share)
+
+    def _walk(self, parameters: list[Any], gradients: list[Tensor] | None, factor: float, share: float | None) -> None:
+        (group,) = self.optimizer.param_groups
+        averages = [self.averages[p] for p in parameters] if share is not None and self.averages else None
+        state: list[list[Tensor]] = []
+        if gradients is not None:
+            states = [self.optimizer.state.get(p) or self._begin(p) for p in parameters]
+            state = [[s[name] for s in states] for name in ("exp_avg", "exp_avg_sq", "step")]
+        numbers = group["lr"], group["weight_decay"], *group["betas"], group["eps"], factor, share or 0.0
+        kernels.adamw([p.data for p in parameters], gradients, state, averages, numbers)
+
+    def _begin(self, parameter: Any) -> dict[str, Tensor]:
+        """What is known of a weight before its first step, as PyTorch's own keeps it."""
+        moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+        self.optimizer.state[parameter] = {"step": torch.zeros(()), **moments}
+        return self.optimizer.state[parameter]
+
+
+def clipping(norm: Tensor, most: float) -> float:
+    """What gradients of that norm are to be multiplied by."""
+    return float((most / (norm + 1e-6)).clamp(max=1.0)) if math.isfinite(most) else 1.0
+
+
 class Within:
     """Each weight is updated as soon as its gradient is whole, which is then given back (Lv et al. 2023, LOMO, sec. 3.1)."""
 
-    def __init__(self, parameters: list[torch.nn.Parameter], optimizer: Any) -> None:
-        self.optimizer, self.on = optimizer, False
+    def __init__(self, parameters: list[torch.nn.Parameter], descent: Descent) -> None:
+        self.descent, self.on = descent, False
         self.squares = torch.zeros((), device=parameters[0].device)
         for parameter in parameters:
             parameter.register_post_accumulate_grad_hook(self._update)
@@ -52,18 +132,16 @@ class Within:
         if not self.on or parameter.grad is None:
             return
         self.squares += torch.linalg.vector_norm(parameter.grad).float().square()
-        (group,) = self.optimizer.param_groups
-        every, group["params"] = group["params"], [parameter]  # others may have gradients of micro-batches before
-        self.optimizer.step()
-        group["params"], parameter.grad = every, None
+        self.descent.some([parameter], [parameter.grad])  # others may have gradients of micro-batches before
+        parameter.grad = None
 
 
-def packed(unet: torch.nn.Module, optimizer: Any, config: Training, accelerator: Accelerator, little: int) -> "Packed | None":
-    """Gradients that wait as bf16, where one process teaches a whole U-Net and they take more than `little` bytes."""
+def packed(unet: torch.nn.Module, descent: Descent, config: Training, accelerator: Accelerator, little: int) -> "Packed | None":
+    """Gradients that wait as bf16, where one process teaches a whole U-Net and it is faster, or saves over `little` bytes."""
     bf16 = accelerator.mixed_precision == "bf16" and config.method == "full" and not config.text_encoder
     alone = accelerator.num_processes == 1 and not config.fused_backward
-    much = 4 * sum(p.numel() for p in unet.parameters()) > little
-    return Packed(unet, optimizer) if bf16 and alone and much else None
+    much = descent.walks or 4 * sum(p.numel() for p in unet.parameters()) > little
+    return Packed(unet, descent) if bf16 and alone and much else None
 
 
 class Packed:
@@ -73,44 +151,47 @@ class Packed:
     adds to them is added, and kept, in float32. The weights are updated a few at a time, and their gradients given back.
     """
 
-    CHUNK = 2**23  # numbers whose gradients are float32 at once
-    OFTEN = 4  # parameters, however small, after which freed memory goes back
+    CHUNK = 2**23  # numbers that are worked on at once where they must be float32 then
+    OFTEN = 2**21  # numbers after which freed memory goes back where there is little
+    LITTLE = 2**30  # bytes that are free: to take memory back all the time costs a tenth of a step
 
-    def __init__(self, unet: torch.nn.Module, optimizer: Any) -> None:
-        self.optimizer, self.factor, self.freed = optimizer, 1.0, 0
+    def __init__(self, unet: torch.nn.Module, descent: Descent) -> None:
+        self.descent, self.factor, self.since = descent, 1.0, 0
         self.kept: dict[Tensor, Tensor] = {}
-        self.norms: dict[Tensor, Tensor] = {}
         layers = [m for m in unet.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)]
-        self.cast = {p for layer in layers for p in layer.parameters(recurse=False) if p.requires_grad}
-        for parameter in unet.parameters():
-            if parameter.requires_grad:
-                parameter.register_post_accumulate_grad_hook(self._take)
+        self.cast = {layer.weight for layer in layers if layer.weight.requires_grad}
+        learning = [p for p in unet.parameters() if p.requires_grad]
+        for parameter in learning:
+            parameter.register_post_accumulate_grad_hook(self._take)
+            if parameter in self.cast:
+                parameter.taken_by = partial(self._keep, parameter)  # type: ignore[attr-defined]
 
     def clip(self, most: float) -> float:
         """Norm of all gradients, in the order of the parameters; the next step scales them to `most` where it is more."""
-        norms = [self.norms[p] for p in self.optimizer.param_groups[0]["params"] if p in self.kept]
-        norm = torch.linalg.vector_norm(torch.stack(norms))
-        self.factor = float((most / (norm + 1e-6)).clamp(max=1.0)) if math.isfinite(most) else 1.0
+        waiting = [self.kept[p] for p in self.descent.parameters if p in self.kept]
+        norms = torch.empty(len(waiting), device=waiting[0].device)
+        for dtype in {x.dtype for x in waiting}:
+            alike = [n for n, x in enumerate(waiting) if x.dtype == dtype]
+            norms[alike] = self.descent.norms([waiting[n] for n in alike])
+        norm = torch.linalg.vector_norm(norms)
+        self.factor = clipping(norm, most)
         return float(norm)
 
-    def step(self) -> None:
-        """Update the weights."""
-        (whole,) = self.optimizer.param_groups
-        every = whole["params"]
+    def step(self, share: float | None) -> None:
+        """Update the weights, and their averages by `share` towards them."""
         for some in self._chunks():
-            for parameter in some:
-                parameter.grad = self.kept.pop(parameter).float().mul_(self.factor)
-            whole["params"] = some
-            self.optimizer.step()
+            self.descent.some(some, [self.kept.pop(p) for p in some], self.factor, share)
             for parameter in some:
                 parameter.grad = None
-                self._freed(parameter)
-        whole["params"] = every
+
+    def forget(self) -> None:
+        """What was taken."""
+        self.kept.clear()
 
     def _chunks(self) -> Iterator[list[Tensor]]:
         some: list[Tensor] = []
-        for parameter in [p for p in self.optimizer.param_groups[0]["params"] if p in self.kept]:
-            if some and sum(p.numel() for p in some) + parameter.numel() > self.CHUNK:
+        for parameter in [p for p in self.descent.parameters if p in self.kept]:
+            if some and not self.descent.walks and sum(p.numel() for p in some) + parameter.numel() > self.CHUNK:
                 yield some
                 some = []
             some.append(parameter)
@@ -119,18 +200,16 @@ class Packed:
 
     def _take(self, parameter: Tensor) -> None:
         gradient, parameter.grad = parameter.grad, None
-        if gradient is None:
-            return
-        if parameter in self.kept:
-            self.kept[parameter] = gradient.add_(self.kept[parameter])
-        else:
-            self.kept[parameter] = gradient.bfloat16() if parameter in self.cast else gradient
-        self.norms[parameter] = torch.linalg.vector_norm(gradient)
-        self._freed(parameter)
+        if gradient is not None:
+            alone = parameter in self.cast and parameter not in self.kept
+            self._keep(parameter, gradient.bfloat16() if alone else gradient)
 
-    def _freed(self, parameter: Tensor) -> None:
-        """What is freed goes back now and then, or peaks of different sizes would lie beside each other."""
-        self.freed += max(parameter.numel(), self.CHUNK // self.OFTEN)
-        if self.freed > self.CHUNK and parameter.device.type == "cpu":
-            self.freed = 0
-            machine.give_memory_back()
+    def _keep(self, parameter: Tensor, gradient: Tensor) -> None:
+        if parameter in self.kept:
+            gradient = gradient.float().add_(self.kept[parameter])
+        self.kept[parameter] = gradient
+        self.since += parameter.numel()
+        if self.since > self.OFTEN:
+            self.since = 0
+            if parameter.device.type == "cpu" and machine.free_bytes() < self.LITTLE:
+                machine.give_memory_back()

@@ -11,6 +11,7 @@ from dovetail.config import Training
 from dovetail.edges import adapters, folders, machine, words
 from dovetail.edges.models import Models
 from dovetail.engines import attention, feedforward, optimizers, recomputing, sharding
+from dovetail.engines.fused import blocks
 from dovetail.engines.lessons import Lessons
 from dovetail.engines.material import Material
 from dovetail.engines.objective import Objective
@@ -44,6 +45,8 @@ def prepare(
     unet.requires_grad_(config.method == "full")
     if config.method in ADAPTERS:
         adapters.add(unet, config.method, config.lora_rank, config.lora_alpha, config.seed)
+    if models.device.type == "cpu" and not shard:
+        blocks.fuse(unet)
     if config.gradient_checkpointing:
         recomputing.turn_on(unet)
     unet_config = unet.to_json_string()
@@ -63,12 +66,14 @@ def prepare(
         prepared, optimizer = accelerator.prepare_model(unet, evaluation_mode=alone), accelerator.prepare(optimizer)
     place = "cpu" if config.ema_on_cpu else models.device
     average = [sharding.local(p).to(place, copy=True) if config.ema_decay else (p if shard else p.detach()) for p in parameters]
+    descent = optimizers.Descent(optimizer, parameters, average if config.ema_decay else None)
     return Lessons(
         models=models, material=material, config=config, learning_rate=learning_rate, accelerator=accelerator,
-        unet=prepared, optimizer=optimizer, parameters=parameters, names=[n for n, _ in named], average=average,
+        unet=prepared, optimizer=optimizer, descent=descent, parameters=parameters,
+        names=[n for n, _ in named], average=average,
         objective=objective, watch=Stopwatch(models.device), micro=None, unet_config=unet_config, sharded=shard,
-        within=optimizers.Within(parameters, optimizer) if config.fused_backward else None,
-        packed=optimizers.packed(unet, optimizer, config, accelerator, machine.memory_bytes(models.device) // CHEAP),
+        within=optimizers.Within(parameters, descent) if config.fused_backward else None,
+        packed=optimizers.packed(unet, descent, config, accelerator, machine.memory_bytes(models.device) // CHEAP),
     )  # fmt: skip
 
 

@@ -1,0 +1,5 @@
+"""Blocks of a U-Net that learns on a CPU: few large steps in the place of many small ones."""
+
+from pathlib import Path
+
+SOURCES = tuple(sorted(Path(__file__).parent.glob("*.c")))  # what of it is in C

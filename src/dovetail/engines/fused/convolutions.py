@@ -1,0 +1,182 @@
+"""Convolutions, group norms and residual blocks of a U-Net, there and back: one step for autograd each."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Conv2d, GroupNorm, SiLU
+from torch.nn.functional import conv2d, linear
+
+from dovetail.engines.fused import kernels
+from dovetail.engines.fused.matrices import bare, handed, matrix, outer, picture, tokens, wanted
+
+FEW = 256  # places of all pictures, up to which a convolution is faster as a matrix product of what each place sees
+SOME = 1024  # the same for the gradient of its weights
+
+
+def plain_conv(conv: Any) -> bool:
+    """Whether it is a convolution of 3 x 3 places with zeros around."""
+    if type(conv) is not Conv2d or conv.groups != 1 or conv.padding_mode != "zeros" or conv.dilation != (1, 1):
+        return False
+    return conv.kernel_size == (3, 3) and conv.padding == (1, 1) and conv.stride in ((1, 1), (2, 2))
+
+
+def _convolved(x: Tensor, kernel: Tensor, bias: Tensor | None, stride: int = 1) -> Tensor:
+    """Of 3 x 3 places, zeros around."""
+    bias = None if bias is None else bias.bfloat16()
+    if _places(x, stride) > FEW:
+        return conv2d(x, kernel, bias, stride, 1)
+    y = linear(kernels.unfold(x, stride), tokens(kernel).flatten(1), bias)
+    return y.view(len(x), -(-x.shape[2] // stride), -(-x.shape[3] // stride), len(kernel)).permute(0, 3, 1, 2)
+
+
+def _to_picture(gradient: Tensor, x: Tensor, kernel: Tensor, stride: int = 1) -> Tensor:
+    """Gradient of what was convolved."""
+    if stride == 1 and _places(x, stride) <= FEW:
+        return (kernels.unfold(gradient, 1) @ kernels.turn(kernel)).view(tokens(x).shape).permute(0, 3, 1, 2)
+    return _by_torch(gradient, x, kernel, stride, [True, False, False])[0]
+
+
+def _to_weights(gradient: Tensor, x: Tensor, weight: Tensor, kernel: Tensor, stride: int = 1) -> Tensor | None:
+    """Gradient of the weights, as it is wanted, if it is."""
+    if not weight.requires_grad:
+        return None
+    if _places(x, stride) > SOME:
+        found = picture(_by_torch(gradient, x, kernel, stride, [False, True, False])[1])
+    else:
+        rows = tokens(gradient).flatten(0, 2).T @ kernels.unfold(x, stride)
+        found = rows.view(tokens(kernel).shape).permute(0, 3, 1, 2)
+    return kernels.from_last(found, wanted(weight))
+
+
+def _by_torch(gradient: Tensor, x: Tensor, kernel: Tensor, stride: int, asked: list[bool]) -> Any:
+    """Both and a bias' gradient, those that are asked for."""
+    back = torch.ops.aten.convolution_backward
+    return back(gradient, x, kernel, None, [stride, stride], [1, 1], [1, 1], False, [0, 0], 1, asked)
+
+
+def _places(x: Tensor, stride: int) -> int:
+    """Of what a convolution makes of a picture."""
+    return len(x) * -(-x.shape[2] // stride) * -(-x.shape[3] // stride)
+
+
+class _Conv(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
+        x, kernel = picture(x), kernels.to_last(weight)
+        ctx.save_for_backward(x, kernel)
+        ctx.stride, ctx.weights = stride, (weight, bias)
+        return _convolved(x, kernel, bias, stride)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+        (x, kernel), needs, gradient = ctx.saved_tensors, ctx.needs_input_grad, picture(gradient)
+        to_x = _to_picture(gradient, x, kernel, ctx.stride) if needs[0] else None
+        to_weight = _to_weights(gradient, x, ctx.weights[0], kernel, ctx.stride)
+        to_bias = kernels.sum_rows(tokens(gradient)) if needs[2] else None
+        return to_x, *handed(ctx.weights, (to_weight, to_bias)), None
+
+
+def conv(layer: Conv2d, x: Tensor) -> Tensor:
+    """As the layer has it: (b, out, h, w) of (b, c, h, w)."""
+    return _Conv.apply(x, layer.weight, layer.bias, layer.stride[0])
+
+
+class _Norm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
+        x = picture(x)
+        y, *kept = kernels.group_norm(x, None, weight, bias, groups, eps, False)
+        ctx.save_for_backward(x, weight, bias, *kept)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+        x, weight, bias, mean, rstd = ctx.saved_tensors
+        to_x, _, to_weight, to_bias = kernels.group_norm_back(picture(gradient), x, None, weight, bias, mean, rstd, False)
+        return to_x, to_weight, to_bias, None, None
+
+
+def norm(layer: GroupNorm, x: Tensor) -> Tensor | None:
+    """As the layer has it; None of what is no picture (b, c, h, w)."""
+    return _Norm.apply(x, layer.weight, layer.bias, layer.num_groups, layer.eps) if x.ndim == 4 else None
+
+
+class _Residual(torch.autograd.Function):
+    """x through norm, SiLU, convolution, shift, norm, SiLU, convolution, and beside it (Ho et al. 2020, appendix B)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, shift: Tensor | None, norms: tuple[int, float, int, float], before: Tensor, before_bias: Tensor,
+        first: Tensor, first_bias: Tensor, after: Tensor, after_bias: Tensor, second: Tensor, second_bias: Tensor,
+        beside: Tensor | None, beside_bias: Tensor | None,
+    ) -> Tensor:  # fmt: skip
+        """(b, out, h, w) of x (b, c, h, w) and shift (b, out); `norms` are groups and eps of both."""
+        x = picture(x)
+        shift = None if shift is None else shift.to(torch.bfloat16).contiguous()
+        in_groups, in_eps, out_groups, out_eps = norms
+        raised, *told = kernels.group_norm(x, None, before, before_bias, in_groups, in_eps, True)
+        kernel = kernels.to_last(first)
+        inner = _convolved(raised, kernel, first_bias)
+        again, *told_again = kernels.group_norm(inner, shift, after, after_bias, out_groups, out_eps, True)
+        last = kernels.to_last(second)
+        y = _convolved(again, last, second_bias)
+        across = None if beside is None else matrix(beside)
+        if across is None or beside_bias is None:
+            tokens(y).add_(tokens(x))
+        else:
+            tokens(y).add_(linear(tokens(x), across, beside_bias.bfloat16()))
+        ctx.weights = before, before_bias, first, first_bias, after, after_bias, second, second_bias, beside, beside_bias
+        ctx.save_for_backward(
+            x, shift, before, before_bias, *told, raised, kernel, inner, after, after_bias, *told_again, again, last, across
+        )
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+        (
+            x, shift, before, before_bias, mean, rstd, raised, kernel, inner, after, after_bias, mean_again, rstd_again, again,
+            last, across,
+        ) = ctx.saved_tensors  # fmt: skip
+        needs, gradient = ctx.needs_input_grad, picture(gradient)
+        to_inner, to_shift, to_after, to_after_bias = kernels.group_norm_back(
+            _to_picture(gradient, again, last), inner, shift, after, after_bias, mean_again, rstd_again, True
+        )
+        aside = gradient if across is None else (tokens(gradient) @ across).permute(0, 3, 1, 2)
+        to_x, _, to_before, to_before_bias = kernels.group_norm_back(
+            _to_picture(to_inner, raised, kernel), x, None, before, before_bias, mean, rstd, True, aside
+        )
+        to_last_bias = kernels.sum_rows(tokens(gradient)) if needs[10] or needs[12] else None
+        to_beside_bias = None if to_last_bias is None else to_last_bias.clone()  # each keeps its own
+        weights = (
+            to_before, to_before_bias, _to_weights(to_inner, raised, ctx.weights[2], kernel),
+            kernels.sum_rows(tokens(to_inner)) if needs[6] else None, to_after, to_after_bias,
+            _to_weights(gradient, again, ctx.weights[6], last), to_last_bias,
+            outer(tokens(gradient), tokens(x)) if needs[11] else None, to_beside_bias,
+        )  # fmt: skip
+        return to_x, None if to_shift is None else to_shift.bfloat16(), None, *handed(ctx.weights, weights)
+
+
+def residual(layer: Any, x: Tensor, temb: Tensor | None, *args: Any, **keys: Any) -> Tensor | None:
+    """As the block has it; None where it is asked for more than that."""
+    if args or keys or (layer.training and layer.dropout.p > 0):
+        return None
+    shift = None if temb is None or layer.time_emb_proj is None else layer.time_emb_proj(layer.nonlinearity(temb))
+    norms = layer.norm1.num_groups, layer.norm1.eps, layer.norm2.num_groups, layer.norm2.eps
+    parts = layer.norm1, layer.conv1, layer.norm2, layer.conv2
+    weights = [w for part in parts for w in (part.weight, part.bias)]
+    beside = (layer.conv_shortcut.weight, layer.conv_shortcut.bias) if layer.conv_shortcut is not None else (None, None)
+    return _Residual.apply(x, shift, norms, *weights, *beside)
+
+
+def plain_residual(layer: Any) -> bool:
+    """Whether it is one of Stable Diffusion's."""
+    parts = layer.norm1, layer.conv1, layer.norm2, layer.conv2
+    beside = layer.conv_shortcut
+    return (
+        bare(*parts) and all(p.bias is not None for p in parts)
+        and (beside is None or (type(beside) is Conv2d and beside.bias is not None and beside.kernel_size == (1, 1)))
+        and layer.upsample is None and layer.downsample is None and type(layer.nonlinearity) is SiLU
+        and layer.time_embedding_norm == "default" and not layer.skip_time_act and layer.output_scale_factor == 1
+        and all(plain_conv(c) and c.stride == (1, 1) for c in parts[1::2])
+    )  # fmt: skip

@@ -1,0 +1,384 @@
+/* What a U-Net does between its matrix products, on a CPU, there and back: bf16 numbers in memory, float32 arithmetic.
+ *
+ * Pictures lie as (b, places, channels), "channels last", tokens as (rows, width). Sums are taken in parts that do not depend
+ * on the number of threads, and in one order: the same numbers give the same bits. A NaN stays one. */
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+typedef uint16_t bf16;
+
+static inline float wide(bf16 x) {
+    union { uint32_t bits; float number; } at = {.bits = (uint32_t)x << 16};
+    return at.number;
+}
+
+static inline bf16 narrow(float x) { /* to the nearest, ties to even */
+    union { float number; uint32_t bits; } at = {.number = x};
+    return (bf16)((at.bits + 0x7fff + ((at.bits >> 16) & 1)) >> 16);
+}
+
+static inline float exponential(float x) { /* 2^n times a polynomial in the rest; relative error 2e-7 */
+    x = x > 88.f ? 88.f : x;
+    x = x < -87.f ? -87.f : x;
+    float whole = (x * 1.44269504f + 12582912.f) - 12582912.f;
+    float rest = x - whole * 0.693359375f + whole * 2.12194440e-4f;
+    float seen = 1.98756915e-4f;
+    seen = seen * rest + 1.39819995e-3f;
+    seen = seen * rest + 8.33345190e-3f;
+    seen = seen * rest + 4.16657960e-2f;
+    seen = seen * rest + 1.66666655e-1f;
+    seen = seen * rest + 5.00000012e-1f;
+    seen = seen * rest * rest + rest + 1.f;
+    union { int32_t bits; float number; } power = {.bits = ((int32_t)whole + 127) << 23};
+    return seen * power.number;
+}
+
+static inline float sigmoid(float x) { return 1.f / (1.f + exponential(-x)); }
+
+static inline float silu_slope(float x) {
+    float share = sigmoid(x);
+    return share * (1.f + x * (1.f - share));
+}
+
+/* The normal distribution below x; `bell` is exp(-x^2 / 2) (Abramowitz and Stegun, 7.1.26; error 1e-7). */
+static inline float below(float x, float bell) {
+    float size = x < 0.f ? -x : x, t = 1.f / (1.f + 0.23164190f * size);
+    float tail = 0.5f * bell * t * (0.254829592f + t * (-0.284496736f + t * (1.421413741f + t * (-1.453152027f + t * 1.061405429f))));
+    return x < 0.f ? tail : 1.f - tail;
+}
+
+/* How many parts the channels of a picture are worked off in: each has whole groups and at least a cache line. */
+static long parts_of(long b, long c, long groups) {
+    long parts = 1;
+    while (b * parts < 16 && groups % (2 * parts) == 0 && c / (2 * parts) >= 32) parts *= 2;
+    return parts;
+}
+
+/* Sums over the rows of (count, c), in their order. */
+static void add_up(const float *rows, float *out, long count, long c) {
+#pragma omp simd
+    for (long i = 0; i < c; i++) out[i] = 0;
+    for (long row = 0; row < count; row++)
+#pragma omp simd
+        for (long i = 0; i < c; i++) out[i] += rows[row * c + i];
+}
+
+#define ROWS 64 /* whose sums are float32 before they are added up in double */
+
+/* y = [silu]((x + shift - mean) rstd gamma + beta), mean and rstd those of a group: Wu and He 2018, eq. 1. */
+void group_norm(const bf16 *x, const bf16 *shift, const float *gamma, const float *beta, bf16 *y, float *mean, float *rstd,
+                long b, long places, long c, long groups, float eps, int silu) {
+    long parts = parts_of(b, c, groups), width = c / parts, per = c / groups, here = groups / parts;
+#pragma omp parallel for schedule(static) if (b * places * c > 8192)
+    for (long unit = 0; unit < b * parts; unit++) {
+        long n = unit / parts, first = unit % parts * width;
+        const bf16 *from = x + n * places * c + first;
+        bf16 *to = y + n * places * c + first;
+        float add[width], scale[width], some[width], middle[width];
+        double sum[width];
+#pragma omp simd
+        for (long i = 0; i < width; i++) add[i] = shift ? wide(shift[n * c + first + i]) : 0.f;
+        for (int pass = 0; pass < 2; pass++) { /* means, then variances around them */
+#pragma omp simd
+            for (long i = 0; i < width; i++) sum[i] = 0;
+            for (long block = 0; block < places; block += ROWS) {
+                long last = block + ROWS < places ? block + ROWS : places;
+#pragma omp simd
+                for (long i = 0; i < width; i++) some[i] = 0;
+                for (long row = block; row < last; row++) {
+                    const bf16 *at = from + row * c;
+                    if (pass == 0)
+#pragma omp simd
+                        for (long i = 0; i < width; i++) some[i] += wide(at[i]) + add[i];
+                    else
+                        for (long i = 0; i < width; i++) {
+                            float off = wide(at[i]) + add[i] - middle[i];
+                            some[i] += off * off;
+                        }
+                }
+#pragma omp simd
+                for (long i = 0; i < width; i++) sum[i] += some[i];
+            }
+            for (long group = 0; group < here; group++) {
+                double total = 0;
+                for (long i = group * per; i < (group + 1) * per; i++) total += sum[i];
+                total /= (double)places * per;
+                float *told = (pass ? rstd : mean) + n * groups + first / per + group;
+                *told = pass ? (float)(1 / sqrt(total + eps)) : (float)total;
+                for (long i = group * per; i < (group + 1) * per; i++)
+                    if (pass) {
+                        scale[i] = *told * gamma[first + i];
+                        add[i] = (add[i] - middle[i]) * scale[i] + beta[first + i];
+                    } else
+                        middle[i] = *told;
+            }
+        }
+        for (long row = 0; row < places; row++) {
+            const bf16 *at = from + row * c;
+            bf16 *out = to + row * c;
+            if (silu)
+#pragma omp simd
+                for (long i = 0; i < width; i++) {
+                    float u = wide(at[i]) * scale[i] + add[i];
+                    out[i] = narrow(u * sigmoid(u));
+                }
+            else
+                for (long i = 0; i < width; i++) out[i] = narrow(wide(at[i]) * scale[i] + add[i]);
+        }
+    }
+}
+
+/* dx (+ extra), and the gradients of shift (b, c), gamma and beta (c); `sums` is room for (2, b, c). */
+void group_norm_back(const bf16 *dy, const bf16 *x, const bf16 *shift, const float *gamma, const float *beta, const float *mean,
+                     const float *rstd, const bf16 *extra, bf16 *dx, float *sums, float *to_shift, float *to_gamma,
+                     float *to_beta, long b, long places, long c, long groups, int silu) {
+    long parts = parts_of(b, c, groups), width = c / parts, per = c / groups, here = groups / parts;
+#pragma omp parallel for schedule(static) if (b * places * c > 8192)
+    for (long unit = 0; unit < b * parts; unit++) {
+        long n = unit / parts, first = unit % parts * width;
+        const bf16 *up = dy + n * places * c + first, *from = x + n * places * c + first;
+        const bf16 *more = extra ? extra + n * places * c + first : 0;
+        bf16 *to = dx + n * places * c + first;
+        float times[width], add[width], weight[width], lift[width], some[width], other[width], inner[width], outer[width];
+        double first_sum[width], second_sum[width];
+#pragma omp simd
+        for (long i = 0; i < width; i++) { /* (x + shift - mean) rstd = x times + add */
+            long at = n * groups + (first + i) / per;
+            times[i] = rstd[at];
+            add[i] = ((shift ? wide(shift[n * c + first + i]) : 0.f) - mean[at]) * rstd[at];
+            weight[i] = gamma[first + i];
+            lift[i] = beta[first + i];
+            first_sum[i] = second_sum[i] = 0;
+        }
+        for (long block = 0; block < places; block += ROWS) {
+            long last = block + ROWS < places ? block + ROWS : places;
+#pragma omp simd
+            for (long i = 0; i < width; i++) some[i] = other[i] = 0;
+            for (long row = block; row < last; row++) {
+                const bf16 *at = from + row * c, *g = up + row * c;
+#pragma omp simd
+                for (long i = 0; i < width; i++) {
+                    float normal = wide(at[i]) * times[i] + add[i], d = wide(g[i]);
+                    if (silu) d *= silu_slope(normal * weight[i] + lift[i]);
+                    some[i] += d;
+                    other[i] += d * normal;
+                }
+            }
+#pragma omp simd
+            for (long i = 0; i < width; i++) {
+                first_sum[i] += some[i];
+                second_sum[i] += other[i];
+            }
+        }
+        for (long group = 0; group < here; group++) {
+            double plain = 0, along = 0;
+            for (long i = group * per; i < (group + 1) * per; i++) {
+                plain += weight[i] * first_sum[i];
+                along += weight[i] * second_sum[i];
+            }
+            for (long i = group * per; i < (group + 1) * per; i++) {
+                inner[i] = (float)(plain / ((double)places * per));
+                outer[i] = (float)(along / ((double)places * per));
+            }
+        }
+#pragma omp simd
+        for (long i = 0; i < width; i++) {
+            sums[n * c + first + i] = (float)first_sum[i];
+            sums[(b + n) * c + first + i] = (float)second_sum[i];
+            some[i] = 0;
+        }
+        for (long row = 0; row < places; row++) {
+            const bf16 *at = from + row * c, *g = up + row * c, *beside = more ? more + row * c : g;
+            bf16 *out = to + row * c;
+#pragma omp simd
+            for (long i = 0; i < width; i++) {
+                float normal = wide(at[i]) * times[i] + add[i], d = wide(g[i]);
+                if (silu) d *= silu_slope(normal * weight[i] + lift[i]);
+                float found = times[i] * (d * weight[i] - inner[i] - normal * outer[i]);
+                some[i] += found;
+                out[i] = narrow(more ? found + wide(beside[i]) : found);
+            }
+        }
+        if (to_shift) memcpy(to_shift + n * c + first, some, width * sizeof(float));
+    }
+    add_up(sums, to_beta, b, c);
+    add_up(sums + b * c, to_gamma, b, c);
+}
+
+/* y = ((x + delta) - mean) rstd gamma + beta, mean and rstd those of a row (Ba et al. 2016, eq. 4); `whole` is x + delta. */
+void layer_norm(const bf16 *x, const bf16 *delta, bf16 *whole, const float *gamma, const float *beta, bf16 *y, float *mean,
+                float *rstd, long rows, long c, float eps) {
+#pragma omp parallel for schedule(static) if (rows * c > 8192)
+    for (long row = 0; row < rows; row++) {
+        const bf16 *at = x + row * c;
+        if (delta) {
+#pragma omp simd
+            for (long i = 0; i < c; i++) whole[row * c + i] = narrow(wide(at[i]) + wide(delta[row * c + i]));
+            at = whole + row * c;
+        }
+        float sum = 0, squares = 0;
+#pragma omp simd reduction(+ : sum)
+        for (long i = 0; i < c; i++) sum += wide(at[i]);
+        float middle = sum / c;
+#pragma omp simd reduction(+ : squares)
+        for (long i = 0; i < c; i++) {
+            float off = wide(at[i]) - middle;
+            squares += off * off;
+        }
+        float scale = 1 / sqrtf(squares / c + eps);
+        mean[row] = middle;
+        rstd[row] = scale;
+#pragma omp simd
+        for (long i = 0; i < c; i++) y[row * c + i] = narrow((wide(at[i]) - middle) * scale * gamma[i] + beta[i]);
+    }
+}
+
+#define SHARES 16 /* parts of all rows, each with its own sums over rows */
+
+/* dx (+ extra), and the gradients of gamma and beta (c); `sums` is room for (2, SHARES, c). */
+void layer_norm_back(const bf16 *dy, const bf16 *x, const float *gamma, const float *mean, const float *rstd, const bf16 *extra,
+                     bf16 *dx, float *sums, float *to_gamma, float *to_beta, long rows, long c) {
+#pragma omp parallel for schedule(static) if (rows * c > 8192)
+    for (long share = 0; share < SHARES; share++) {
+        float *first = sums + share * c, *second = sums + (SHARES + share) * c;
+#pragma omp simd
+        for (long i = 0; i < c; i++) first[i] = second[i] = 0;
+        for (long row = rows * share / SHARES; row < rows * (share + 1) / SHARES; row++) {
+            const bf16 *at = x + row * c, *g = dy + row * c, *more = extra ? extra + row * c : g;
+            float middle = mean[row], scale = rstd[row], plain = 0, along = 0;
+#pragma omp simd reduction(+ : plain, along)
+            for (long i = 0; i < c; i++) {
+                float normal = (wide(at[i]) - middle) * scale, d = wide(g[i]);
+                first[i] += d;
+                second[i] += d * normal;
+                plain += d * gamma[i];
+                along += d * gamma[i] * normal;
+            }
+            plain /= c;
+            along /= c;
+#pragma omp simd
+            for (long i = 0; i < c; i++) {
+                float normal = (wide(at[i]) - middle) * scale;
+                float found = scale * (wide(g[i]) * gamma[i] - plain - normal * along);
+                dx[row * c + i] = narrow(extra ? found + wide(more[i]) : found);
+            }
+        }
+    }
+    add_up(sums, to_beta, SHARES, c);
+    add_up(sums + SHARES * c, to_gamma, SHARES, c);
+}
+
+/* y = value gelu(gate), the halves of x (rows, 2 c): Shazeer 2020, eq. 6. */
+void gated(const bf16 *x, bf16 *y, long rows, long c) {
+#pragma omp parallel for schedule(static) if (rows * c > 4096)
+    for (long row = 0; row < rows; row++) {
+        const bf16 *value = x + row * 2 * c, *gate = value + c;
+        bf16 *out = y + row * c;
+#pragma omp simd
+        for (long i = 0; i < c; i++) {
+            float u = wide(gate[i]);
+            out[i] = narrow(wide(value[i]) * u * below(u, exponential(-0.5f * u * u)));
+        }
+    }
+}
+
+/* dx (rows, 2 c) of dy (rows, c), and once more y: it need not have been kept. */
+void gated_back(const bf16 *dy, const bf16 *x, bf16 *dx, bf16 *y, long rows, long c) {
+#pragma omp parallel for schedule(static) if (rows * c > 4096)
+    for (long row = 0; row < rows; row++) {
+        const bf16 *value = x + row * 2 * c, *gate = value + c, *g = dy + row * c;
+        bf16 *to_value = dx + row * 2 * c, *to_gate = to_value + c, *out = y + row * c;
+#pragma omp simd
+        for (long i = 0; i < c; i++) {
+            float u = wide(gate[i]), v = wide(value[i]), d = wide(g[i]);
+            float bell = exponential(-0.5f * u * u), share = below(u, bell);
+            out[i] = narrow(v * u * share);
+            to_value[i] = narrow(d * u * share);
+            to_gate[i] = narrow(d * v * (share + u * bell * 0.39894228f));
+        }
+    }
+}
+
+/* Sums over the rows of x (rows, c); `sums` is room for (SHARES, c). */
+void sum_rows(const bf16 *x, float *sums, float *out, long rows, long c) {
+#pragma omp parallel for schedule(static) if (rows * c > 16384)
+    for (long share = 0; share < SHARES; share++) {
+        float *mine = sums + share * c;
+#pragma omp simd
+        for (long i = 0; i < c; i++) mine[i] = 0;
+        for (long row = rows * share / SHARES; row < rows * (share + 1) / SHARES; row++)
+#pragma omp simd
+            for (long i = 0; i < c; i++) mine[i] += wide(x[row * c + i]);
+    }
+    add_up(sums, out, SHARES, c);
+}
+
+/* Weights of a convolution (out, in, k): from float32 and plain to bf16 and channels last; and their gradients back, bf16 too
+ * if they shall be `half`. */
+void to_last(const float *w, bf16 *last, long out, long in, long k) {
+#pragma omp parallel for schedule(static) if (out * in * k > 16384)
+    for (long o = 0; o < out; o++)
+        for (long at = 0; at < k; at++)
+#pragma omp simd
+            for (long i = 0; i < in; i++) last[(o * k + at) * in + i] = narrow(w[(o * in + i) * k + at]);
+}
+
+void from_last(const bf16 *last, void *w, long out, long in, long k, int half) {
+#pragma omp parallel for schedule(static) if (out * in * k > 16384)
+    for (long o = 0; o < out; o++)
+        for (long i = 0; i < in; i++)
+            for (long at = 0; at < k; at++) {
+                bf16 x = last[(o * k + at) * in + i];
+                if (half) ((bf16 *)w)[(o * in + i) * k + at] = x;
+                else ((float *)w)[(o * in + i) * k + at] = wide(x);
+            }
+}
+
+/* What each place of a convolution of 3 x 3 places sees: (b, height, width, c) to (b, places, 3, 3, c), zeros around. */
+void unfold(const bf16 *x, bf16 *y, long b, long height, long width, long c, long stride) {
+    long rows = (height + stride - 1) / stride, columns = (width + stride - 1) / stride;
+#pragma omp parallel for schedule(static) if (b * rows * columns * c > 4096)
+    for (long row = 0; row < b * rows; row++)
+        for (long column = 0; column < columns; column++)
+            for (long i = 0; i < 3; i++) {
+                long top = row % rows * stride + i - 1, left = column * stride - 1;
+                bf16 *to = y + ((row * columns + column) * 3 + i) * 3 * c;
+                if (top < 0 || top >= height) {
+                    memset(to, 0, 3 * c * sizeof(bf16));
+                    continue;
+                }
+                long first = left < 0, last = left + 3 > width ? width - left : 3;
+                if (first) memset(to, 0, c * sizeof(bf16));
+                memcpy(to + first * c, x + ((row / rows * height + top) * width + left + first) * c,
+                       (last - first) * c * sizeof(bf16));
+                if (last < 3) memset(to + last * c, 0, (3 - last) * c * sizeof(bf16));
+            }
+}
+
+/* Weights (out, 3, 3, in) of a convolution as (3, 3, out, in), both sides turned round: those of its way back. */
+void turn(const bf16 *w, bf16 *turned, long out, long in) {
+#pragma omp parallel for schedule(static) if (out * in > 4096)
+    for (long o = 0; o < out; o++)
+        for (long at = 0; at < 9; at++) memcpy(turned + ((8 - at) * out + o) * in, w + (o * 9 + at) * in, in * sizeof(bf16));
+}
+
+/* Tokens (b, rows, parts, heads, d) to heads (parts, b, heads, rows, d), or `back`. */
+void move_heads(const bf16 *from, bf16 *to, long b, long rows, long parts, long heads, long d, int back) {
+#pragma omp parallel for schedule(static) if (b * rows * parts * heads * d > 16384)
+    for (long n = 0; n < b; n++)
+        for (long part = 0; part < parts; part++)
+            for (long head = 0; head < heads; head++)
+                for (long row = 0; row < rows; row++) {
+                    long token = (((n * rows + row) * parts + part) * heads + head) * d;
+                    long apart = (((part * b + n) * heads + head) * rows + row) * d;
+                    memcpy(to + (back ? token : apart), from + (back ? apart : token), d * sizeof(bf16));
+                }
+}
+
+/* sum += x, numbers of float32 and of bf16. */
+void add_to(float *sum, const bf16 *x, long count) {
+#pragma omp parallel for simd schedule(static) if (count > 16384)
+    for (long i = 0; i < count; i++) sum[i] += wide(x[i]);
+}

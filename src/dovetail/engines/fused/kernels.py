@@ -1,0 +1,240 @@
+"""The functions in C, on tensors: what a U-Net does between its matrix products, bf16 in memory, float32 within; and AdamW.
+
+Pictures are (b, c, h, w) in channels-last layout, tokens (..., width); both dense. Gradients of parameters are float32.
+"""
+
+import ctypes
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dovetail.edges import compiler
+from dovetail.engines.fused import SOURCES
+
+SHARES, CHUNK = 16, 16384  # as in the sources
+POINTER, LONG, INT, FLOAT, DOUBLE = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_float, ctypes.c_double
+TOLD: dict[str, list[Any]] = {  # what each is told
+    "group_norm": [POINTER] * 7 + [LONG] * 4 + [FLOAT, INT],
+    "group_norm_back": [POINTER] * 13 + [LONG] * 4 + [INT],
+    "layer_norm": [POINTER] * 8 + [LONG] * 2 + [FLOAT],
+    "layer_norm_back": [POINTER] * 10 + [LONG] * 2,
+    "gated": [POINTER] * 2 + [LONG] * 2,
+    "gated_back": [POINTER] * 4 + [LONG] * 2,
+    "sum_rows": [POINTER] * 3 + [LONG] * 2,
+    "to_last": [POINTER] * 2 + [LONG] * 3,
+    "from_last": [POINTER] * 2 + [LONG] * 3 + [INT],
+    "add_to": [POINTER] * 2 + [LONG],
+    "unfold": [POINTER] * 2 + [LONG] * 5,
+    "turn": [POINTER] * 2 + [LONG] * 2,
+    "move_heads": [POINTER] * 2 + [LONG] * 5 + [INT],
+    "attend": [POINTER] * 9 + [LONG] * 8 + [FLOAT, INT],
+    "norms": [POINTER] * 4 + [LONG, INT],
+    "adamw": [POINTER] * 7 + [LONG] + [FLOAT] * 2 + [DOUBLE] * 2 + [FLOAT] * 3 + [INT],
+}
+
+
+@cache
+def _functions() -> Any:
+    found = compiler.compiled(SOURCES)
+    if found is not None:
+        for name, kinds in TOLD.items():
+            function = getattr(found, name)
+            function.argtypes, function.restype = kinds, None
+        found.narrow_heads.argtypes = [LONG]
+    return found
+
+
+def there() -> bool:
+    """Whether this machine could compile them."""
+    return _functions() is not None
+
+
+def _at(*tensors: Tensor | None) -> list[int | None]:
+    return [None if x is None else x.data_ptr() for x in tensors]
+
+
+def group_norm(
+    x: Tensor, shift: Tensor | None, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Group norm of x + shift (b, c), then SiLU if asked for; and what the way back wants, (b, groups) each."""
+    b, c, h, w = x.shape
+    y, mean, rstd = torch.empty_like(x), weight.new_empty(b, groups), weight.new_empty(b, groups)
+    _functions().group_norm(*_at(x, shift, weight, bias, y, mean, rstd), b, h * w, c, groups, eps, silu)
+    return y, mean, rstd
+
+
+def group_norm_back(
+    dy: Tensor, x: Tensor, shift: Tensor | None, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor, silu: bool,
+    extra: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:  # fmt: skip
+    """Gradients of x (plus `extra`), shift, weight and bias."""
+    b, c, h, w = x.shape
+    dx, sums, by_weight, by_bias = torch.empty_like(x), weight.new_empty(2, b, c), weight.new_empty(c), weight.new_empty(c)
+    by_shift = None if shift is None else weight.new_empty(b, c)
+    told = _at(dy, x, shift, weight, bias, mean, rstd, extra, dx, sums, by_shift, by_weight, by_bias)
+    _functions().group_norm_back(*told, b, h * w, c, mean.shape[1], silu)
+    return dx, by_shift, by_weight, by_bias
+
+
+def layer_norm(
+    x: Tensor, delta: Tensor | None, weight: Tensor, bias: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """x + delta, its layer norm, and what the way back wants, a number a row each."""
+    c = x.shape[-1]
+    rows = x.numel() // c
+    whole, y = x if delta is None else torch.empty_like(x), torch.empty_like(x)
+    mean, rstd = weight.new_empty(rows), weight.new_empty(rows)
+    _functions().layer_norm(*_at(x, delta, whole, weight, bias, y, mean, rstd), rows, c, eps)
+    return whole, y, mean, rstd
+
+
+def layer_norm_back(
+    dy: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor, extra: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x (plus `extra`), weight and bias."""
+    c = x.shape[-1]
+    dx, sums, by_weight, by_bias = torch.empty_like(x), weight.new_empty(2, SHARES, c), weight.new_empty(c), weight.new_empty(c)
+    told = _at(dy, x, weight, mean, rstd, extra, dx, sums, by_weight, by_bias)
+    _functions().layer_norm_back(*told, x.numel() // c, c)
+    return dx, by_weight, by_bias
+
+
+def gated(x: Tensor) -> Tensor:
+    """value gelu(gate) of (..., 2 c)."""
+    c = x.shape[-1] // 2
+    y = x.new_empty(*x.shape[:-1], c)
+    _functions().gated(*_at(x, y), y.numel() // c, c)
+    return y
+
+
+def gated_back(dy: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradient of x (..., 2 c), and `gated(x)` once more."""
+    dx, y, c = torch.empty_like(x), torch.empty_like(dy), dy.shape[-1]
+    _functions().gated_back(*_at(dy, x, dx, y), dy.numel() // c, c)
+    return dx, y
+
+
+def sum_rows(x: Tensor) -> Tensor:
+    """(..., c) to (c,), float32."""
+    c = x.shape[-1]
+    sums, out = torch.empty(SHARES, c), torch.empty(c)
+    _functions().sum_rows(*_at(x, sums, out), x.numel() // c, c)
+    return out
+
+
+def to_last(weight: Tensor) -> Tensor:
+    """Weights (out, in, h, w) of a convolution, float32 and plain, as bf16 in channels-last layout."""
+    last = torch.empty(weight.shape, dtype=torch.bfloat16, memory_format=torch.channels_last)
+    _functions().to_last(*_at(weight, last), *weight.shape[:2], weight[0, 0].numel())
+    return last
+
+
+def from_last(last: Tensor, dtype: torch.dtype) -> Tensor:
+    """The other way round, as float32 or bf16."""
+    weight = torch.empty(last.shape, dtype=dtype)
+    _functions().from_last(*_at(last, weight), *last.shape[:2], last[0, 0].numel(), dtype == torch.bfloat16)
+    return weight
+
+
+def add_to(total: Tensor, x: Tensor) -> None:
+    """bf16 numbers onto float32 ones; others, or what lies otherwise, as PyTorch does it."""
+    quick = total.dtype == torch.float32 and x.dtype == torch.bfloat16 and there()
+    if quick and total.is_contiguous() and x.is_contiguous():
+        _functions().add_to(*_at(total, x), x.numel())
+    else:
+        total += x
+
+
+def unfold(x: Tensor, stride: int) -> Tensor:
+    """What each place of a convolution of 3 x 3 places sees of a picture, zeros around it: (places, 9 c)."""
+    b, c, h, w = x.shape
+    y = x.new_empty(b * -(-h // stride) * -(-w // stride), 9 * c)
+    _functions().unfold(*_at(x, y), b, h, w, c, stride)
+    return y
+
+
+def turn(kernel: Tensor) -> Tensor:
+    """Weights (out, in, 3, 3) in channels-last layout as the matrix (9 out, in) of their way back."""
+    out, c = kernel.shape[:2]
+    turned = kernel.new_empty(9 * out, c)
+    _functions().turn(*_at(kernel, turned), out, c)
+    return turned
+
+
+def split_heads(tokens: Tensor, parts: int, heads: int) -> Tensor:
+    """(b, n, parts heads d) to (parts, b heads, n, d)."""
+    b, n, width = tokens.shape
+    apart = tokens.new_empty(parts, b * heads, n, width // parts // heads)
+    _functions().move_heads(*_at(tokens, apart), b, n, parts, heads, apart.shape[-1], False)
+    return apart
+
+
+def merge_heads(apart: Tensor, heads: int) -> Tensor:
+    """(parts, b heads, n, d) to (b, n, parts heads d)."""
+    parts, b, n, d = apart.shape
+    tokens = apart.new_empty(b // heads, n, parts * heads * d)
+    _functions().move_heads(*_at(apart, tokens), b // heads, n, parts, heads, d, True)
+    return tokens
+
+
+def narrow(width: int) -> bool:
+    """Whether `attend` is made for heads of so many numbers, on this processor."""
+    return bool(_functions().narrow_heads(width))
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, scale: float) -> tuple[Tensor, Tensor]:
+    """softmax(query key^T scale) value of tokens (b, n, heads d) over (b, m, heads d), slices of wider ones; and the logarithms
+    (b, heads, n) of the sums that the way back wants."""
+    out, logs = query.new_empty(query.shape), torch.empty(len(query), heads, query.shape[1])
+    _attend(query, key, value, out, logs, [], heads, scale)
+    return out, logs
+
+
+def attend_back(
+    gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, logs: Tensor, found: Sequence[Tensor], heads: int,
+    scale: float,
+) -> None:  # fmt: skip
+    """Gradients of query, key and value into `found`, which lie as those do."""
+    _attend(query, key, value, out, logs, [gradient, *found], heads, scale)
+
+
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor, out: Tensor, logs: Tensor, back: Sequence[Tensor], heads: int, scale: float
+) -> None:
+    b, n, width = query.shape
+    steps = query.stride(1), key.stride(1), value.stride(1)
+    told = b, n, key.shape[1], heads, width // heads, *steps, scale, bool(back)
+    _functions().attend(*_at(query, key, value, out, logs, *(back or (None, None, None, None))), *told)
+
+
+def norms(tensors: Sequence[Tensor]) -> Tensor:
+    """Of each tensor, all of them float32 or all bf16; infinite where its squares are too large for float32."""
+    sizes = [x.numel() for x in tensors]
+    room, out = torch.empty(sum(-(-n // CHUNK) for n in sizes), dtype=torch.float64), torch.empty(len(sizes))
+    _functions().norms(_all(tensors), (ctypes.c_long * len(sizes))(*sizes), *_at(room, out), len(sizes), _half(tensors))
+    return out
+
+
+def adamw(
+    weights: Sequence[Tensor], gradients: Sequence[Tensor] | None, state: Sequence[Sequence[Tensor]],
+    averages: Sequence[Tensor] | None, numbers: tuple[float, ...],
+) -> None:  # fmt: skip
+    """A step of float32 weights by their gradients (all float32 or all bf16), and of their averages.
+
+    `state` are first and second moments and steps done; `numbers` are learning rate, weight decay, both betas, epsilon, and
+    what the gradients are scaled and the averages moved by.
+    """
+    lists = [_all(x) for x in (weights, gradients, *(state or (None, None, None)), averages)]
+    sizes = (ctypes.c_long * len(weights))(*[w.numel() for w in weights])
+    _functions().adamw(*lists, sizes, len(weights), *numbers, _half(gradients or []))
+
+
+def _half(tensors: Sequence[Tensor]) -> bool:
+    return any(x.dtype == torch.bfloat16 for x in tensors)
+
+
+def _all(tensors: Sequence[Tensor] | None) -> Any:
+    return None if tensors is None else (ctypes.c_void_p * len(tensors))(*[x.data_ptr() for x in tensors])
