@@ -219,7 +219,7 @@ def _set_device(flags: argparse.Namespace, models: "Models") -> None:
 
 
 def _sample(flags: argparse.Namespace, models: "Models", out: Path, step: int) -> None:
-    """A row of the validation prompts, each with a seed of its own: a further prompt changes no other picture."""
+    """A row of the validation prompts, each with its own seed and painted alone: a further prompt changes no other picture."""
     if not flags.validation_prompts:
         return
     from dovetail.edges import pixels
@@ -229,6 +229,6 @@ def _sample(flags: argparse.Namespace, models: "Models", out: Path, step: int) -
     orders = [painter.Order(prompt=p, seed=SAMPLE_SEED + i) for i, p in enumerate(flags.validation_prompts)]
     scale = bases.hints(models.folder).guidance_scale
     side = flags.resolution // models.pixels_per_latent
-    latents = painter.paint_latents(models, orders, steps=SAMPLE_STEPS, guidance_scale=scale, batch_size=4, side=side)
-    painted = painter.decoded(models, latents, batch_size=4)
+    latents = painter.paint_latents(models, orders, steps=SAMPLE_STEPS, guidance_scale=scale, batch_size=1, side=side)
+    painted = painter.decoded(models, latents, batch_size=1)
     write_bytes(out / "samples" / f"step-{step:07d}.png", pixels.png(pixels.grid(painted, len(painted))))

@@ -196,11 +196,11 @@ def test_a_wish_that_fails_fails_alone(cats: Revision, monkeypatch: pytest.Monke
     predict = cats.predict
 
     def poisoned(parts: Any) -> list[Tensor]:
-        if any(latents.shape[-1] != parts[0][0].shape[-1] or float(told.states.sum()) == bad for latents, _, told in parts):
+        if any(latents.shape[-1] != parts[0][0].shape[-1] or torch.equal(told.states, bad) for latents, _, told in parts):
             raise RuntimeError("poison in /secret/place")
         return [a * torch.nan if len(told.states) == 1 else a for a, (_, _, told) in zip(predict(parts), parts, strict=True)]
 
-    bad = float(cats.told(replace(WISH, prompt="a dog")).states.sum())
+    bad = cats.told(replace(WISH, prompt="a dog")).states
     monkeypatch.setattr(cats, "predict", poisoned)
     wishes = [WISH, replace(WISH, prompt="a dog"), replace(WISH, guidance_scale=1.0), replace(WISH, seed=8, steps=9)]
     tickets = [made.submit([w], Caller())[0] for w in wishes]
