@@ -73,7 +73,8 @@ def _processor() -> str:
 def _make(compiler: str, sources: tuple[Path, ...], made: Path) -> None:
     with tempfile.TemporaryDirectory(dir=made.parent) as folder:
         temporary = Path(folder) / made.name
-        command = [compiler, *FLAGS, "-shared", "-fPIC", *map(str, sources), "-o", str(temporary), "-lm"]
+        told = [str(source) for source in sources if source.suffix == ".c"]  # headers are told by those
+        command = [compiler, *FLAGS, "-shared", "-fPIC", *told, "-o", str(temporary), "-lm"]
         try:
             subprocess.run(command, check=True, capture_output=True, timeout=SECONDS)
         except subprocess.CalledProcessError:  # another compiler's flags, another processor's

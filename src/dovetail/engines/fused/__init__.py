@@ -2,4 +2,4 @@
 
 from pathlib import Path
 
-SOURCES = tuple(sorted(Path(__file__).parent.glob("*.c")))  # what of it is in C
+SOURCES = tuple(sorted(Path(__file__).parent.glob("*.[ch]")))  # what of it is in C

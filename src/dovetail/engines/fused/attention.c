@@ -2,40 +2,15 @@
  *
  * A head of 8 to 32 numbers is too thin for matrix products of their own. Here 16 queries (or, on the way back, 16 keys) are the
  * lanes of a register, scores live in registers alone, and tokens are read where they lie: (b, rows, ...) with `step` numbers
- * from row to row, a head's numbers together. Nothing is kept but the logarithm of each row's sum (Dao et al. 2022, sec. 3.1). */
+ * from row to row, a head's numbers together. Nothing is kept but the logarithm of each row's sum (Dao et al. 2022, sec. 3.1).
+ * Processors that have tiles do pairs at half the pace of float32; theirs is tiles.c. */
 
-#include <stdint.h>
 #include <stdlib.h>
-#include <string.h>
 
-typedef uint16_t bf16;
+#include "attention.h"
 
 #ifdef __AVX512BF16__
-#include <immintrin.h>
-
-#define MOST 32 /* numbers of a head */
-#define LANES 16
-
-typedef __m512 floats;
-typedef __m512i pairs; /* 16 lanes of two bf16 numbers */
-
-static inline floats product(floats sum, pairs a, pairs b) { return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b); }
 static inline pairs spread(const uint32_t *at) { return _mm512_set1_epi32((int)*at); }
-
-static inline floats power(floats x) { /* 2^x, relative error 4e-6 */
-    floats whole = _mm512_roundscale_ps(x, 0), rest = _mm512_sub_ps(x, whole), seen = _mm512_set1_ps(9.61813e-3f);
-    seen = _mm512_fmadd_ps(seen, rest, _mm512_set1_ps(5.550411e-2f));
-    seen = _mm512_fmadd_ps(seen, rest, _mm512_set1_ps(2.402265e-1f));
-    seen = _mm512_fmadd_ps(seen, rest, _mm512_set1_ps(6.9314718e-1f));
-    seen = _mm512_fmadd_ps(seen, rest, _mm512_set1_ps(1.f));
-    return _mm512_scalef_ps(seen, whole);
-}
-
-static inline pairs paired(floats first, floats second) { /* rounded to bf16: lane i has number i of both */
-    static const uint16_t order[32] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
-                                       8,  24, 9,  25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
-    return _mm512_permutexvar_epi16(_mm512_loadu_si512(order), (__m512i)_mm512_cvtne2ps_pbh(second, first));
-}
 
 /* Rows (count, d) at `step` from each other, as they are multiplied: `along` has pairs within a row, `across` pairs of rows. */
 static void pack(const bf16 *x, long step, long count, long d, uint32_t *along, uint32_t *across) {
@@ -63,27 +38,6 @@ static inline floats dots(const pairs *lanes, const uint32_t *row, long d) {
     return sum;
 }
 
-static inline void store(bf16 *to, long step, long first, long count, long d, const floats *sums, floats factor) {
-    bf16 some[LANES];
-    for (long i = 0; i < d; i++) {
-        _mm256_storeu_si256((__m256i *)some, (__m256i)_mm512_cvtneps_pbh(_mm512_mul_ps(sums[i], factor)));
-        for (long lane = 0; lane < LANES && first + lane < count; lane++) to[(first + lane) * step + i] = some[lane];
-    }
-}
-
-static inline floats some_of(const float *at, long first, long count) {
-    long left = count - first;
-    return _mm512_maskz_loadu_ps(left >= LANES ? 0xffff : (__mmask16)((1 << left) - 1), at + first);
-}
-
-struct head { /* of one picture */
-    const bf16 *query, *key, *value, *up;
-    bf16 *out, *to_query, *to_key, *to_value;
-    float *logs;
-    long query_step, key_step, value_step, out_step, n, m;
-    float scale;
-};
-
 static inline __attribute__((always_inline)) void head_there(const struct head *h, uint32_t *room, long d) {
     long n = h->n, m = h->m, even_n = n + n % 2, even_m = m + m % 2;
     uint32_t *query = room, *spare = query + even_n * d / 2, *key = spare + even_n * d / 2, *across_key = key + even_m * d / 2;
@@ -91,30 +45,32 @@ static inline __attribute__((always_inline)) void head_there(const struct head *
     pack(h->query, h->query_step, n, d, query, spare);
     pack(h->key, h->key_step, m, d, key, across_key);
     pack(h->value, h->value_step, m, d, value, across);
-    floats scale = _mm512_set1_ps(h->scale * 1.44269504f);
+    pairs ones = _mm512_set1_epi32(0x3f803f80);
+    floats scale = _mm512_set1_ps(h->scale * 1.44269504f), bound = _mm512_set1_ps(longest(h->key, h->key_step, m, d));
     for (long first = 0; first < n; first += LANES) {
         pairs lanes[MOST / 2];
         as_lanes(query, first, n, d, lanes);
-        floats most = _mm512_set1_ps(-3.4e38f), total = _mm512_setzero_ps(), sums[MOST];
-        for (long j = 0; j < m; j++) most = _mm512_max_ps(most, dots(lanes, key + j * d / 2, d));
-        floats shift = _mm512_mul_ps(most, scale);
+        floats size = _mm512_setzero_ps(), total = _mm512_setzero_ps(), sums[MOST];
+        for (long i = 0; i < d / 2; i++) size = product(size, lanes[i], lanes[i]);
+        floats shift = _mm512_mul_ps(_mm512_mul_ps(_mm512_sqrt_ps(size), bound), scale); /* no score is more: Cauchy, Schwarz */
+        if (_mm512_cmp_ps_mask(shift, _mm512_set1_ps(SAFE), _CMP_NLE_UQ)) {
+            floats most = _mm512_set1_ps(-3.4e38f);
+            for (long j = 0; j < m; j++) most = _mm512_max_ps(most, dots(lanes, key + j * d / 2, d));
+            shift = _mm512_mul_ps(most, scale);
+        }
 #pragma GCC unroll 32
         for (long i = 0; i < d; i++) sums[i] = _mm512_setzero_ps();
         for (long j = 0; j < even_m; j += 2) {
             floats one = power(_mm512_fmsub_ps(dots(lanes, key + j * d / 2, d), scale, shift));
             floats other = power(_mm512_fmsub_ps(dots(lanes, key + (j + 1) * d / 2, d), scale, shift));
             if (j + 1 == m) other = _mm512_setzero_ps();
-            total = _mm512_add_ps(total, _mm512_add_ps(one, other));
             pairs both = paired(one, other);
+            total = product(total, both, ones); /* of what was rounded: where one key is all, it is seen as it is */
 #pragma GCC unroll 32
             for (long i = 0; i < d; i++) sums[i] = product(sums[i], both, spread(across + j / 2 * d + i));
         }
         store(h->out, h->out_step, first, n, d, sums, _mm512_div_ps(_mm512_set1_ps(1.f), total));
-        float told[LANES], sum[LANES]; /* logarithms to base two */
-        _mm512_storeu_ps(told, shift);
-        _mm512_storeu_ps(sum, total);
-        for (long lane = 0; lane < LANES && first + lane < n; lane++)
-            h->logs[first + lane] = told[lane] + __builtin_log2f(sum[lane]);
+        keep_logs(h, first, shift, total);
     }
 }
 
@@ -129,15 +85,7 @@ static inline __attribute__((always_inline)) void head_back(const struct head *h
     pack(h->up, h->out_step, n, d, up, across_up);
     pack(h->key, h->key_step, m, d, key, across_key);
     pack(h->value, h->value_step, m, d, value, across_value);
-    for (long row = 0; row < n; row++) {
-        float sum = 0;
-        for (long i = 0; i < d; i++) {
-            union { uint32_t bits; float number; } a = {.bits = (uint32_t)h->up[row * h->out_step + i] << 16};
-            union { uint32_t bits; float number; } b = {.bits = (uint32_t)h->out[row * h->out_step + i] << 16};
-            sum += a.number * b.number;
-        }
-        along[row] = sum;
-    }
+    products_of_rows(h, d, along);
     floats scale = _mm512_set1_ps(h->scale * 1.44269504f), plain = _mm512_set1_ps(h->scale), nothing = _mm512_setzero_ps();
     for (long first = 0; first < n; first += LANES) {
         pairs lanes[MOST / 2], ups[MOST / 2];
@@ -197,10 +145,12 @@ static void one_head(const struct head *h, uint32_t *room, long d, int back) {
 void attend(const bf16 *query, const bf16 *key, const bf16 *value, bf16 *out, float *logs, const bf16 *up, bf16 *to_query,
             bf16 *to_key, bf16 *to_value, long b, long n, long m, long heads, long d, long query_step, long key_step,
             long value_step, float scale, int back) {
-    long rows = 4 * (n + m + 2);
+    int tiled = tiles_allowed();
+    long size = tiled ? tiles_room(n, m, d) : (2 * (n + m + 2) * d + n + 2) * 4;
 #pragma omp parallel if (b * heads * n * m > 4096)
     {
-        uint32_t *room = aligned_alloc(64, ((rows * d / 2 + n + 2) * sizeof(uint32_t) + 127) / 64 * 64);
+        void *room = aligned_alloc(64, (size + 127) / 64 * 64);
+        if (tiled) tiles_begin();
 #pragma omp for schedule(static)
         for (long unit = 0; unit < b * heads; unit++) {
             long at = unit / heads, head = unit % heads;
@@ -209,8 +159,11 @@ void attend(const bf16 *query, const bf16 *key, const bf16 *value, bf16 *out, fl
             struct head told = {query + q, key + k, value + v, back ? up + o : 0, out + o, back ? to_query + q : 0,
                                 back ? to_key + k : 0, back ? to_value + v : 0, logs + unit * n, query_step, key_step,
                                 value_step, heads * d, n, m, scale};
-            one_head(&told, room, d, back);
+            if (!tiled) one_head(&told, room, d, back);
+            else if (back) tiles_back(&told, room, d);
+            else tiles_there(&told, room, d);
         }
+        if (tiled) tiles_end();
         free(room);
     }
 }

@@ -130,78 +130,93 @@ void group_norm(const bf16 *x, const bf16 *shift, const float *gamma, const floa
     }
 }
 
-/* dx (+ extra), and the gradients of shift (b, c), gamma and beta (c); `sums` is room for (2, b, c). */
-void group_norm_back(const bf16 *dy, const bf16 *x, const bf16 *shift, const float *gamma, const float *beta, const float *mean,
-                     const float *rstd, const bf16 *extra, bf16 *dx, float *sums, float *to_shift, float *to_gamma,
-                     float *to_beta, long b, long places, long c, long groups, int silu) {
-    long parts = parts_of(b, c, groups), width = c / parts, per = c / groups, here = groups / parts;
-#pragma omp parallel for schedule(static) if (b * places * c > 8192)
-    for (long unit = 0; unit < b * parts; unit++) {
-        long n = unit / parts, first = unit % parts * width;
-        const bf16 *up = dy + n * places * c + first, *from = x + n * places * c + first;
-        const bf16 *more = extra ? extra + n * places * c + first : 0;
-        bf16 *to = dx + n * places * c + first;
-        float times[width], add[width], weight[width], lift[width], some[width], other[width], inner[width], outer[width];
-        double first_sum[width], second_sum[width];
+struct slopes { /* what the way back of a group norm reads and writes; `width` channels of a picture are worked off at once */
+    const bf16 *dy, *x, *shift, *extra;
+    const float *gamma, *beta, *mean, *rstd;
+    bf16 *dx;
+    float *sums, *to_shift;
+    long b, places, c, groups, width;
+};
+
+/* The channels of a picture from `first` on; `silu` is known where this is called, so that no loop asks for it. */
+static inline __attribute__((always_inline)) void group_norm_part(const struct slopes *s, long n, long first, int silu) {
+    long c = s->c, width = s->width, places = s->places, per = c / s->groups, here = width / per;
+    const bf16 *up = s->dy + n * places * c + first, *from = s->x + n * places * c + first;
+    const bf16 *more = s->extra ? s->extra + n * places * c + first : 0;
+    bf16 *to = s->dx + n * places * c + first;
+    float times[width], add[width], weight[width], lift[width], some[width], other[width], inner[width], outer[width];
+    double first_sum[width], second_sum[width];
+    for (long i = 0; i < width; i++) { /* (x + shift - mean) rstd = x times + add */
+        long at = n * s->groups + (first + i) / per;
+        times[i] = s->rstd[at];
+        add[i] = ((s->shift ? wide(s->shift[n * c + first + i]) : 0.f) - s->mean[at]) * s->rstd[at];
+        weight[i] = s->gamma[first + i];
+        lift[i] = s->beta[first + i];
+        first_sum[i] = second_sum[i] = 0;
+    }
+    for (long block = 0; block < places; block += ROWS) {
+        long last = block + ROWS < places ? block + ROWS : places;
 #pragma omp simd
-        for (long i = 0; i < width; i++) { /* (x + shift - mean) rstd = x times + add */
-            long at = n * groups + (first + i) / per;
-            times[i] = rstd[at];
-            add[i] = ((shift ? wide(shift[n * c + first + i]) : 0.f) - mean[at]) * rstd[at];
-            weight[i] = gamma[first + i];
-            lift[i] = beta[first + i];
-            first_sum[i] = second_sum[i] = 0;
-        }
-        for (long block = 0; block < places; block += ROWS) {
-            long last = block + ROWS < places ? block + ROWS : places;
-#pragma omp simd
-            for (long i = 0; i < width; i++) some[i] = other[i] = 0;
-            for (long row = block; row < last; row++) {
-                const bf16 *at = from + row * c, *g = up + row * c;
-#pragma omp simd
-                for (long i = 0; i < width; i++) {
-                    float normal = wide(at[i]) * times[i] + add[i], d = wide(g[i]);
-                    if (silu) d *= silu_slope(normal * weight[i] + lift[i]);
-                    some[i] += d;
-                    other[i] += d * normal;
-                }
-            }
-#pragma omp simd
-            for (long i = 0; i < width; i++) {
-                first_sum[i] += some[i];
-                second_sum[i] += other[i];
-            }
-        }
-        for (long group = 0; group < here; group++) {
-            double plain = 0, along = 0;
-            for (long i = group * per; i < (group + 1) * per; i++) {
-                plain += weight[i] * first_sum[i];
-                along += weight[i] * second_sum[i];
-            }
-            for (long i = group * per; i < (group + 1) * per; i++) {
-                inner[i] = (float)(plain / ((double)places * per));
-                outer[i] = (float)(along / ((double)places * per));
-            }
-        }
-#pragma omp simd
-        for (long i = 0; i < width; i++) {
-            sums[n * c + first + i] = (float)first_sum[i];
-            sums[(b + n) * c + first + i] = (float)second_sum[i];
-            some[i] = 0;
-        }
-        for (long row = 0; row < places; row++) {
-            const bf16 *at = from + row * c, *g = up + row * c, *beside = more ? more + row * c : g;
-            bf16 *out = to + row * c;
+        for (long i = 0; i < width; i++) some[i] = other[i] = 0;
+        for (long row = block; row < last; row++) {
+            const bf16 *at = from + row * c, *g = up + row * c;
 #pragma omp simd
             for (long i = 0; i < width; i++) {
                 float normal = wide(at[i]) * times[i] + add[i], d = wide(g[i]);
                 if (silu) d *= silu_slope(normal * weight[i] + lift[i]);
-                float found = times[i] * (d * weight[i] - inner[i] - normal * outer[i]);
-                some[i] += found;
-                out[i] = narrow(more ? found + wide(beside[i]) : found);
+                some[i] += d;
+                other[i] += d * normal;
             }
         }
-        if (to_shift) memcpy(to_shift + n * c + first, some, width * sizeof(float));
+#pragma omp simd
+        for (long i = 0; i < width; i++) {
+            first_sum[i] += some[i];
+            second_sum[i] += other[i];
+        }
+    }
+    for (long group = 0; group < here; group++) {
+        double plain = 0, along = 0;
+        for (long i = group * per; i < (group + 1) * per; i++) {
+            plain += weight[i] * first_sum[i];
+            along += weight[i] * second_sum[i];
+        }
+        for (long i = group * per; i < (group + 1) * per; i++) {
+            inner[i] = (float)(plain / ((double)places * per));
+            outer[i] = (float)(along / ((double)places * per));
+        }
+    }
+#pragma omp simd
+    for (long i = 0; i < width; i++) {
+        s->sums[n * c + first + i] = (float)first_sum[i];
+        s->sums[(s->b + n) * c + first + i] = (float)second_sum[i];
+        some[i] = 0;
+    }
+    for (long row = 0; row < places; row++) {
+        const bf16 *at = from + row * c, *g = up + row * c, *beside = more ? more + row * c : g;
+        bf16 *out = to + row * c;
+#pragma omp simd
+        for (long i = 0; i < width; i++) {
+            float normal = wide(at[i]) * times[i] + add[i], d = wide(g[i]);
+            if (silu) d *= silu_slope(normal * weight[i] + lift[i]);
+            float found = times[i] * (d * weight[i] - inner[i] - normal * outer[i]);
+            some[i] += found;
+            out[i] = narrow(more ? found + wide(beside[i]) : found);
+        }
+    }
+    if (s->to_shift) memcpy(s->to_shift + n * c + first, some, width * sizeof(float));
+}
+
+/* dx (+ extra), and the gradients of shift (b, c), gamma and beta (c); `sums` is room for (2, b, c). */
+void group_norm_back(const bf16 *dy, const bf16 *x, const bf16 *shift, const float *gamma, const float *beta, const float *mean,
+                     const float *rstd, const bf16 *extra, bf16 *dx, float *sums, float *to_shift, float *to_gamma,
+                     float *to_beta, long b, long places, long c, long groups, int silu) {
+    long parts = parts_of(b, c, groups);
+    struct slopes told = {dy, x, shift, extra, gamma, beta, mean, rstd, dx, sums, to_shift, b, places, c, groups, c / parts};
+#pragma omp parallel for schedule(static) if (b * places * c > 8192)
+    for (long unit = 0; unit < b * parts; unit++) {
+        long n = unit / parts, first = unit % parts * told.width;
+        if (silu) group_norm_part(&told, n, first, 1);
+        else group_norm_part(&told, n, first, 0);
     }
     add_up(sums, to_beta, b, c);
     add_up(sums + b * c, to_gamma, b, c);

@@ -1,0 +1,97 @@
+/* What both ways of attention share: a head, and what is done to 16 numbers at once. */
+
+#include <stdint.h>
+#include <string.h>
+
+typedef uint16_t bf16;
+
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+
+#define MOST 32 /* numbers of a head */
+#define LANES 16
+#define SAFE 60.f /* exponents of two, up or down, that need no row's largest score taken off */
+
+typedef __m512 floats;
+typedef __m512i pairs; /* 16 lanes of two bf16 numbers */
+
+struct head { /* of one picture */
+    const bf16 *query, *key, *value, *up;
+    bf16 *out, *to_query, *to_key, *to_value;
+    float *logs;
+    long query_step, key_step, value_step, out_step, n, m;
+    float scale;
+};
+
+static inline float wide(bf16 x) {
+    union { uint32_t bits; float number; } at = {.bits = (uint32_t)x << 16};
+    return at.number;
+}
+
+static inline floats product(floats sum, pairs a, pairs b) { return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b); }
+
+static inline floats power(floats x) { /* 2^x, relative error 8e-5, a twentieth of what bf16 rounds off */
+    floats rest = _mm512_reduce_ps(x, 1), seen = _mm512_set1_ps(7.802452e-2f); /* what is over the next whole number below */
+    seen = _mm512_fmadd_ps(seen, rest, _mm512_set1_ps(2.2606716e-1f));
+    seen = _mm512_fmadd_ps(seen, rest, _mm512_set1_ps(6.9583353e-1f));
+    seen = _mm512_fmadd_ps(seen, rest, _mm512_set1_ps(9.9992522e-1f));
+    return _mm512_scalef_ps(seen, x);
+}
+
+/* As bf16, the nearest, and up from the middle: lane i has number i of both. */
+static inline pairs paired(floats first, floats second) {
+    __m512i half = _mm512_set1_epi32(0x8000), low = _mm512_add_epi32(_mm512_castps_si512(first), half);
+    return _mm512_mask_blend_epi16(0xaaaaaaaa, _mm512_srli_epi32(low, 16), _mm512_add_epi32(_mm512_castps_si512(second), half));
+}
+
+static inline __mmask16 those_of(long left) { return left >= LANES ? 0xffff : (__mmask16)((1 << left) - 1); }
+
+static inline floats some_of(const float *at, long first, long count) {
+    return _mm512_maskz_loadu_ps(those_of(count - first), at + first);
+}
+
+/* Lanes are rows, numbers of a row one below the other. */
+static inline void store(bf16 *to, long step, long first, long count, long d, const floats *sums, floats factor) {
+    __m512i at = _mm512_mullo_epi32(_mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0),
+                                    _mm512_set1_epi32((int)(2 * step)));
+    for (long i = 0; i < d; i += 2)
+        _mm512_mask_i32scatter_epi32(to + first * step + i, those_of(count - first), at,
+                                     paired(_mm512_mul_ps(sums[i], factor), _mm512_mul_ps(sums[i + 1], factor)), 1);
+}
+
+/* The norm of the longest of rows (count, d); no number if one of them has none. */
+static inline float longest(const bf16 *x, long step, long count, long d) {
+    float most = 0;
+    for (long row = 0; row < count; row++) {
+        pairs at = _mm512_maskz_loadu_epi16(d >= 32 ? ~0u : (1u << d) - 1, x + row * step);
+        float sum = _mm512_reduce_add_ps(product(_mm512_setzero_ps(), at, at));
+        most = sum > most || sum != sum ? sum : most;
+    }
+    return __builtin_sqrtf(most);
+}
+
+/* What rows of the way back have taken off: up times out. */
+static inline void products_of_rows(const struct head *h, long d, float *to) {
+    __mmask32 all = d >= 32 ? ~0u : (1u << d) - 1;
+    for (long row = 0; row < h->n; row++)
+        to[row] = _mm512_reduce_add_ps(product(_mm512_setzero_ps(), _mm512_maskz_loadu_epi16(all, h->up + row * h->out_step),
+                                               _mm512_maskz_loadu_epi16(all, h->out + row * h->out_step)));
+}
+
+static inline void keep_logs(const struct head *h, long first, floats shift, floats total) { /* to base two */
+    float told[LANES], sum[LANES];
+    _mm512_storeu_ps(told, shift);
+    _mm512_storeu_ps(sum, total);
+    for (long lane = 0; lane < LANES && first + lane < h->n; lane++)
+        h->logs[first + lane] = told[lane] + __builtin_log2f(sum[lane]);
+}
+
+/* In tiles.c, where the processor has tiles: whether it may be asked for them; by each thread before and after; the room of a
+ * thread in bytes; a head there and back. */
+int tiles_allowed(void);
+void tiles_begin(void);
+void tiles_end(void);
+long tiles_room(long n, long m, long d);
+void tiles_there(const struct head *h, char *room, long d);
+void tiles_back(const struct head *h, char *room, long d);
+#endif

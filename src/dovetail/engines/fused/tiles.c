@@ -1,0 +1,269 @@
+/* Attention of narrow heads on a CPU with tiles for bf16 (AMX), there and back.
+ *
+ * A product of tiles adds 16 x 32 times 32 x 16 numbers in the time of a few others, so that a head of 8 numbers may waste most of
+ * it. A left side has rows of 32 numbers; a right side has 16 rows, each of 16 pairs of numbers that are multiplied with a row's
+ * pair. Scores leave their tile to become exponentials, 16 lanes a row, and come back as the right side of the next product. */
+
+#define _GNU_SOURCE
+#include "attention.h"
+
+#ifdef __AVX512BF16__
+#ifdef __AMX_BF16__
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#define DEEP 32 /* numbers of a left side's row */
+#define TILE 512 /* bf16 numbers of a tile */
+#define WIDE __attribute__((aligned(64)))
+
+static long padded(long count) { return (count + DEEP - 1) / DEEP * DEEP; }
+static long halves(long d) { return (d + LANES - 1) / LANES; }
+
+int tiles_allowed(void) { /* ARCH_REQ_XCOMP_PERM for XFEATURE_XTILEDATA */
+    static int known = 0;
+    if (!known) known = syscall(SYS_arch_prctl, 0x1023, 18) == 0 ? 1 : -1;
+    return known > 0;
+}
+
+void tiles_begin(void) { /* eight tiles of 16 rows of 64 bytes */
+    static const struct { uint8_t palette, start, none[14]; uint16_t bytes[16]; uint8_t rows[16]; } shape = {
+        1, 0, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
+    _tile_loadconfig(&shape);
+}
+
+void tiles_end(void) { _tile_release(); }
+
+long tiles_room(long n, long m, long d) {
+    long all = padded(n) + padded(m);
+    return 2 * (2 * DEEP + halves(d) * DEEP) * all + 2 * padded(n) * padded(m) + 4 * padded(n);
+}
+
+static inline __m512i row_of(const bf16 *x, long d) { return _mm512_maskz_loadu_epi16(d >= 32 ? ~0u : (1u << d) - 1, x); }
+
+/* Pair `i` of 16 rows from `first` on, zero where there is none. */
+static inline __m512i pair_of(const bf16 *x, long step, long first, long count, long i) {
+    __m512i at = _mm512_mullo_epi32(_mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0),
+                                    _mm512_set1_epi32((int)(2 * step)));
+    if (first >= count) return _mm512_setzero_si512();
+    return _mm512_mask_i32gather_epi32(_mm512_setzero_si512(), those_of(count - first), at, x + first * step + 2 * i, 1);
+}
+
+/* Rows as left sides: (count, 32). */
+static bf16 *as_rows(bf16 *to, const bf16 *x, long step, long count, long d) {
+    for (long row = 0; row < padded(count); row++)
+        _mm512_store_si512(to + row * DEEP, row < count ? row_of(x + row * step, d) : _mm512_setzero_si512());
+    return to + padded(count) * DEEP;
+}
+
+/* Rows as lanes of right sides: for each 16 of them (16 pairs of numbers, 16 rows). */
+static bf16 *as_lanes(bf16 *to, const bf16 *x, long step, long count, long d) {
+    for (long first = 0; first < padded(count); first += LANES)
+        for (long i = 0; i < LANES; i++, to += DEEP)
+            _mm512_store_si512(to, i < d / 2 ? pair_of(x, step, first, count, i) : _mm512_setzero_si512());
+    return to;
+}
+
+/* Rows turned over, as left sides: for each 32 of them (16 or 32 numbers, 32 rows). */
+static bf16 *turned(bf16 *to, const bf16 *x, long step, long count, long d) {
+    for (long first = 0; first < padded(count); first += DEEP)
+        for (long i = 0; i < halves(d) * LANES; i += 2, to += 2 * DEEP) {
+            __m512i some = _mm512_setzero_si512(), more = some;
+            if (i < d) some = pair_of(x, step, first, count, i / 2), more = pair_of(x, step, first + LANES, count, i / 2);
+            for (int high = 0; high < 2; high++) {
+                _mm256_store_si256((__m256i *)(to + high * DEEP), _mm512_cvtepi32_epi16(some));
+                _mm256_store_si256((__m256i *)(to + high * DEEP + LANES), _mm512_cvtepi32_epi16(more));
+                some = _mm512_srli_epi32(some, 16), more = _mm512_srli_epi32(more, 16);
+            }
+        }
+    return to;
+}
+
+/* Pairs of rows, as right sides: for each 32 rows and each 16 numbers (16 pairs, 16 numbers). */
+static bf16 *across(bf16 *to, const bf16 *x, long step, long count, long d) {
+    for (long first = 0; first < padded(count); first += DEEP)
+        for (long part = 0; part < d; part += LANES)
+            for (long row = first; row < first + DEEP; row += 2, to += DEEP) {
+                __mmask16 all = those_of(d - part);
+                __m512i one = _mm512_setzero_si512(), other = one;
+                if (row < count) one = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(all, x + row * step + part));
+                if (row + 1 < count) other = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(all, x + (row + 1) * step + part));
+                _mm512_store_si512(to, _mm512_or_si512(one, _mm512_slli_epi32(other, 16)));
+            }
+    return to;
+}
+
+/* 32 rows of `left` times tile 2, as float32. */
+static inline void scores_of(const bf16 *left, float *to) {
+    _tile_zero(0);
+    _tile_loadd(1, left, 64);
+    _tile_dpbf16ps(0, 1, 2);
+    _tile_stored(0, to, 64);
+    _tile_zero(3);
+    _tile_loadd(1, left + TILE, 64);
+    _tile_dpbf16ps(3, 1, 2);
+    _tile_stored(3, to + TILE / 2, 64);
+}
+
+static inline void both_of(const bf16 *left[2], const bf16 *right[2], long row, float to[2][TILE]) {
+    for (int which = 0; which < 2; which++) {
+        _tile_loadd(2, right[which], 64);
+        scores_of(left[which] + row * DEEP, to[which]);
+    }
+}
+
+void tiles_there(const struct head *h, char *room, long d) {
+    long n = h->n, m = h->m, parts = halves(d);
+    bf16 *keys = (bf16 *)room, *asks = as_rows(keys, h->key, h->key_step, m, d);
+    bf16 *values = as_lanes(asks, h->query, h->query_step, n, d);
+    turned(values, h->value, h->value_step, m, d);
+    floats scale = _mm512_set1_ps(h->scale * 1.44269504f), bound = _mm512_set1_ps(longest(h->key, h->key_step, m, d));
+    pairs ones = _mm512_set1_epi32(0x3f803f80);
+    WIDE float scores[2][TILE];
+    WIDE pairs both[2][LANES];
+    for (long first = 0; first < n; first += LANES) {
+        const bf16 *ask = asks + first * DEEP;
+        floats size = _mm512_setzero_ps(), total[4] = {size, size, size, size}, sums[MOST];
+        for (long i = 0; i < d / 2; i++) {
+            pairs at = _mm512_load_si512(ask + i * DEEP);
+            size = product(size, at, at);
+        }
+        floats shift = _mm512_mul_ps(_mm512_mul_ps(_mm512_sqrt_ps(size), bound), scale); /* no score is more: Cauchy, Schwarz */
+        _tile_loadd(2, ask, 64);
+        if (_mm512_cmp_ps_mask(shift, _mm512_set1_ps(SAFE), _CMP_NLE_UQ)) {
+            floats most = _mm512_set1_ps(-3.4e38f);
+            for (long j = 0; j < m; j += DEEP) {
+                scores_of(keys + j * DEEP, scores[0]);
+                for (long i = 0; i < DEEP && j + i < m; i++) most = _mm512_max_ps(most, _mm512_load_ps(scores[0] + i * LANES));
+            }
+            shift = _mm512_mul_ps(most, scale);
+        }
+        _tile_zero(4);
+        _tile_zero(5);
+        scores_of(keys, scores[0]);
+        for (long j = 0; j < m; j += DEEP) {
+            float *seen = scores[j / DEEP % 2];
+            pairs *to = both[j / DEEP % 2];
+            if (j + DEEP < m) scores_of(keys + (j + DEEP) * DEEP, scores[1 - j / DEEP % 2]); /* while these are raised */
+            for (long i = 0; i < LANES; i++) {
+                floats one = power(_mm512_fmsub_ps(_mm512_load_ps(seen + 2 * i * LANES), scale, shift));
+                floats other = power(_mm512_fmsub_ps(_mm512_load_ps(seen + (2 * i + 1) * LANES), scale, shift));
+                if (j + 2 * i >= m) one = _mm512_setzero_ps();
+                if (j + 2 * i + 1 >= m) other = _mm512_setzero_ps();
+                to[i] = paired(one, other);
+                total[i % 4] = product(total[i % 4], to[i], ones); /* of what was rounded: where one key is all, it is seen as it is */
+            }
+            const bf16 *value = values + j / DEEP * parts * TILE;
+            _tile_loadd(6, to, 64);
+            _tile_loadd(7, value, 64);
+            _tile_dpbf16ps(4, 7, 6);
+            if (parts > 1) {
+                _tile_loadd(7, value + TILE, 64);
+                _tile_dpbf16ps(5, 7, 6);
+            }
+        }
+        _tile_stored(4, sums, 64);
+        if (parts > 1) _tile_stored(5, sums + LANES, 64);
+        total[0] = _mm512_add_ps(_mm512_add_ps(total[0], total[1]), _mm512_add_ps(total[2], total[3]));
+        store(h->out, h->out_step, first, n, d, sums, _mm512_div_ps(_mm512_set1_ps(1.f), total[0]));
+        keep_logs(h, first, shift, total[0]);
+    }
+}
+
+/* What a row's 16 scores and gradients of exponentials give: exponentials, and gradients of the scores. */
+static inline floats slope(const float *score, const float *up, floats scale, float log, float less, floats *raised) {
+    *raised = power(_mm512_fmsub_ps(_mm512_load_ps(score), scale, _mm512_set1_ps(log)));
+    return _mm512_mul_ps(*raised, _mm512_sub_ps(_mm512_load_ps(up), _mm512_set1_ps(less)));
+}
+
+/* Gradients of keys and values, 16 keys as lanes at a time; those of the scores are kept, (rows, keys), for the queries'. */
+void tiles_back(const struct head *h, char *room, long d) {
+    long n = h->n, m = h->m, parts = halves(d), wide_m = padded(m);
+    bf16 *query = (bf16 *)room, *up = as_rows(query, h->query, h->query_step, n, d);
+    bf16 *query_over = as_rows(up, h->up, h->out_step, n, d), *up_over = turned(query_over, h->query, h->query_step, n, d);
+    bf16 *key = turned(up_over, h->up, h->out_step, n, d), *value = as_lanes(key, h->key, h->key_step, m, d);
+    bf16 *key_across = as_lanes(value, h->value, h->value_step, m, d), *slopes = across(key_across, h->key, h->key_step, m, d);
+    float *less = (float *)(slopes + padded(n) * wide_m);
+    products_of_rows(h, d, less);
+    floats scale = _mm512_set1_ps(h->scale * 1.44269504f), plain = _mm512_set1_ps(h->scale), sums[MOST];
+    WIDE float scores[2][2][TILE]; /* of queries, and of what is up; these rows' and the next ones' */
+    WIDE pairs raised[2][LANES], sloped[2][LANES];
+    for (long first = 0; first < wide_m; first += LANES) {
+        __mmask16 there = first < m ? those_of(m - first) : 0;
+        _tile_zero(4);
+        _tile_zero(5);
+        _tile_zero(6);
+        _tile_zero(7);
+        if (!there) { /* no keys at all: the queries' product of 32 wants zeros */
+            for (long row = 0; row < padded(n); row++)
+                _mm256_store_si256((__m256i *)(slopes + row * wide_m + first), _mm256_setzero_si256());
+            continue;
+        }
+        const bf16 *left[2] = {query, up}, *right[2] = {key + first * DEEP, value + first * DEEP};
+        both_of(left, right, 0, scores[0]);
+        for (long j = 0; j < n; j += DEEP) {
+            long now = j / DEEP % 2, over = j / DEEP * parts * TILE;
+            bf16 *to = slopes + j * wide_m + first;
+            if (j + DEEP < n) both_of(left, right, j + DEEP, scores[1 - now]); /* while these are raised */
+            for (long i = 0; i < LANES; i++) {
+                floats one = _mm512_setzero_ps(), other = one, by_one = one, by_other = one;
+                long row = j + 2 * i, at = 2 * i * LANES;
+                if (row < n) by_one = slope(scores[now][0] + at, scores[now][1] + at, scale, h->logs[row], less[row], &one);
+                at += LANES;
+                if (row + 1 < n) by_other = slope(scores[now][0] + at, scores[now][1] + at, scale, h->logs[row + 1], less[row + 1], &other);
+                by_one = _mm512_maskz_mov_ps(there, by_one);
+                by_other = _mm512_maskz_mov_ps(there, by_other);
+                raised[now][i] = paired(one, other);
+                sloped[now][i] = paired(by_one, by_other);
+                _mm256_store_si256((__m256i *)(to + 2 * i * wide_m), (__m256i)_mm512_cvtneps_pbh(by_one));
+                _mm256_store_si256((__m256i *)(to + (2 * i + 1) * wide_m), (__m256i)_mm512_cvtneps_pbh(by_other));
+            }
+            _tile_loadd(0, raised[now], 64);
+            _tile_loadd(1, up_over + over, 64);
+            _tile_dpbf16ps(4, 1, 0);
+            _tile_loadd(3, sloped[now], 64);
+            _tile_loadd(1, query_over + over, 64);
+            _tile_dpbf16ps(5, 1, 3);
+            if (parts > 1) {
+                _tile_loadd(1, up_over + over + TILE, 64);
+                _tile_dpbf16ps(6, 1, 0);
+                _tile_loadd(1, query_over + over + TILE, 64);
+                _tile_dpbf16ps(7, 1, 3);
+            }
+        }
+        _tile_stored(4, sums, 64);
+        _tile_stored(6, sums + LANES, 64);
+        store(h->to_value, h->value_step, first, m, d, sums, _mm512_set1_ps(1.f));
+        _tile_stored(5, sums, 64);
+        _tile_stored(7, sums + LANES, 64);
+        store(h->to_key, h->key_step, first, m, d, sums, plain);
+    }
+    for (long first = 0; first < n; first += LANES) {
+        _tile_zero(4);
+        _tile_zero(5);
+        for (long j = 0; j < m; j += DEEP) {
+            const bf16 *right = key_across + j / DEEP * parts * TILE;
+            _tile_loadd(0, slopes + first * wide_m + j, 2 * wide_m);
+            _tile_loadd(1, right, 64);
+            _tile_dpbf16ps(4, 0, 1);
+            if (parts > 1) {
+                _tile_loadd(1, right + TILE, 64);
+                _tile_dpbf16ps(5, 0, 1);
+            }
+        }
+        _tile_stored(4, sums, 64);
+        _tile_stored(5, sums + LANES, 64);
+        for (long part = 0; part < d; part += LANES)
+            for (long i = 0; i < LANES && first + i < n; i++)
+                _mm256_mask_storeu_epi16(h->to_query + (first + i) * h->query_step + part, those_of(d - part),
+                                         (__m256i)_mm512_cvtneps_pbh(_mm512_mul_ps(sums[part + i], plain)));
+    }
+}
+#else
+int tiles_allowed(void) { return 0; }
+void tiles_begin(void) {}
+void tiles_end(void) {}
+long tiles_room(long n, long m, long d) { return n - n + m - m + d - d; }
+void tiles_there(const struct head *h, char *room, long d) { (void)h, (void)room, (void)d; }
+void tiles_back(const struct head *h, char *room, long d) { (void)h, (void)room, (void)d; }
+#endif
+#endif
