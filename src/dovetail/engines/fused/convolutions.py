@@ -4,8 +4,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Conv2d, GroupNorm, SiLU
-from torch.nn.functional import conv2d, linear
+from torch.nn import Conv2d, GroupNorm, Linear, SiLU
+from torch.nn.functional import conv2d, linear, silu
 
 from dovetail.engines.fused import kernels
 from dovetail.engines.fused.matrices import bare, handed, matrix, outer, picture, tokens, wanted
@@ -21,17 +21,28 @@ def plain_conv(conv: Any) -> bool:
     return conv.kernel_size == (3, 3) and conv.padding == (1, 1) and conv.stride in ((1, 1), (2, 2))
 
 
+def _kernel(weight: Tensor, x: Tensor, stride: int = 1) -> Tensor:
+    """bf16 weights as they are used: a matrix (out, in 9) where the places are fewer than what each becomes, so that to turn them
+    over would be the most of it; else channels last."""
+    return matrix(weight) if _places(x, stride) <= min(FEW, len(weight)) else kernels.to_last(weight)
+
+
 def _convolved(x: Tensor, kernel: Tensor, bias: Tensor | None, stride: int = 1) -> Tensor:
     """Of 3 x 3 places, zeros around."""
     bias = None if bias is None else bias.bfloat16()
-    if _places(x, stride) > FEW:
+    if kernel.ndim == 2:
+        y = linear(kernels.unfold_plain(x, stride), kernel, bias)
+    elif _places(x, stride) <= FEW:
+        y = linear(kernels.unfold(x, stride), tokens(kernel).flatten(1), bias)
+    else:
         return conv2d(x, kernel, bias, stride, 1)
-    y = linear(kernels.unfold(x, stride), tokens(kernel).flatten(1), bias)
     return y.view(len(x), -(-x.shape[2] // stride), -(-x.shape[3] // stride), len(kernel)).permute(0, 3, 1, 2)
 
 
 def _to_picture(gradient: Tensor, x: Tensor, kernel: Tensor, stride: int = 1) -> Tensor:
     """Gradient of what was convolved."""
+    if kernel.ndim == 2:
+        return kernels.fold_plain(tokens(gradient).flatten(0, 2) @ kernel, x, stride)
     if stride == 1 and _places(x, stride) <= FEW:
         return (kernels.unfold(gradient, 1) @ kernels.turn(kernel)).view(tokens(x).shape).permute(0, 3, 1, 2)
     return _by_torch(gradient, x, kernel, stride, [True, False, False])[0]
@@ -41,6 +52,8 @@ def _to_weights(gradient: Tensor, x: Tensor, weight: Tensor, kernel: Tensor, str
     """Gradient of the weights, as it is wanted, if it is."""
     if not weight.requires_grad:
         return None
+    if kernel.ndim == 2:
+        return outer(tokens(gradient), kernels.unfold_plain(x, stride))
     if _places(x, stride) > SOME:
         found = picture(_by_torch(gradient, x, kernel, stride, [False, True, False])[1])
     else:
@@ -63,7 +76,8 @@ def _places(x: Tensor, stride: int) -> int:
 class _Conv(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
-        x, kernel = picture(x), kernels.to_last(weight)
+        x = picture(x)
+        kernel = _kernel(weight, x, stride)
         ctx.save_for_backward(x, kernel)
         ctx.stride, ctx.weights = stride, (weight, bias)
         return _convolved(x, kernel, bias, stride)
@@ -103,40 +117,48 @@ def norm(layer: GroupNorm, x: Tensor) -> Tensor | None:
 
 
 class _Residual(torch.autograd.Function):
-    """x through norm, SiLU, convolution, shift, norm, SiLU, convolution, and beside it (Ho et al. 2020, appendix B)."""
+    """x through norm, SiLU, convolution, shift by the time, norm, SiLU, convolution, and beside it (Ho et al. 2020, appendix B)."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, shift: Tensor | None, norms: tuple[int, float, int, float], before: Tensor, before_bias: Tensor,
-        first: Tensor, first_bias: Tensor, after: Tensor, after_bias: Tensor, second: Tensor, second_bias: Tensor,
-        beside: Tensor | None, beside_bias: Tensor | None,
+        ctx: Any, x: Tensor, time: Tensor | None, norms: tuple[int, float, int, float], by_time: Tensor | None,
+        by_time_bias: Tensor | None, before: Tensor, before_bias: Tensor, first: Tensor, first_bias: Tensor, after: Tensor,
+        after_bias: Tensor, second: Tensor, second_bias: Tensor, beside: Tensor | None, beside_bias: Tensor | None,
     ) -> Tensor:  # fmt: skip
-        """(b, out, h, w) of x (b, c, h, w) and shift (b, out); `norms` are groups and eps of both."""
+        """(b, out, h, w) of x (b, c, h, w) and time (b, width); `norms` are groups and eps of both."""
         x = picture(x)
-        shift = None if shift is None else shift.to(torch.bfloat16).contiguous()
+        of_time = said = shift = None
+        if time is not None and by_time is not None and by_time_bias is not None:
+            time = time.to(torch.bfloat16)
+            of_time, said = matrix(by_time), silu(time)
+            shift = linear(said, of_time, by_time_bias.bfloat16())
         in_groups, in_eps, out_groups, out_eps = norms
         raised, *told = kernels.group_norm(x, None, before, before_bias, in_groups, in_eps, True)
-        kernel = kernels.to_last(first)
+        kernel = _kernel(first, x)
         inner = _convolved(raised, kernel, first_bias)
         again, *told_again = kernels.group_norm(inner, shift, after, after_bias, out_groups, out_eps, True)
-        last = kernels.to_last(second)
+        last = _kernel(second, x)
         y = _convolved(again, last, second_bias)
         across = None if beside is None else matrix(beside)
         if across is None or beside_bias is None:
             tokens(y).add_(tokens(x))
         else:
             tokens(y).add_(linear(tokens(x), across, beside_bias.bfloat16()))
-        ctx.weights = before, before_bias, first, first_bias, after, after_bias, second, second_bias, beside, beside_bias
+        ctx.weights = (
+            by_time, by_time_bias, before, before_bias, first, first_bias, after, after_bias, second, second_bias, beside,
+            beside_bias,
+        )  # fmt: skip
         ctx.save_for_backward(
-            x, shift, before, before_bias, *told, raised, kernel, inner, after, after_bias, *told_again, again, last, across
-        )
+            x, time, of_time, said, shift, before, before_bias, *told, raised, kernel, inner, after, after_bias, *told_again,
+            again, last, across,
+        )  # fmt: skip
         return y
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
         (
-            x, shift, before, before_bias, mean, rstd, raised, kernel, inner, after, after_bias, mean_again, rstd_again, again,
-            last, across,
+            x, time, of_time, said, shift, before, before_bias, mean, rstd, raised, kernel, inner, after, after_bias, mean_again,
+            rstd_again, again, last, across,
         ) = ctx.saved_tensors  # fmt: skip
         needs, gradient = ctx.needs_input_grad, picture(gradient)
         to_inner, to_shift, to_after, to_after_bias = kernels.group_norm_back(
@@ -146,36 +168,40 @@ class _Residual(torch.autograd.Function):
         to_x, _, to_before, to_before_bias = kernels.group_norm_back(
             _to_picture(to_inner, raised, kernel), x, None, before, before_bias, mean, rstd, True, aside
         )
-        to_last_bias = kernels.sum_rows(tokens(gradient)) if needs[10] or needs[12] else None
+        to_time = to_by_time = to_by_time_bias = None
+        if to_shift is not None:
+            to_by_time_bias, to_shift = to_shift.sum(0), to_shift.bfloat16()
+            to_by_time = outer(to_shift, said)
+            to_time = torch.ops.aten.silu_backward(to_shift @ of_time, time) if needs[1] else None
+        to_last_bias = kernels.sum_rows(tokens(gradient)) if needs[12] or needs[14] else None
         to_beside_bias = None if to_last_bias is None else to_last_bias.clone()  # each keeps its own
         weights = (
-            to_before, to_before_bias, _to_weights(to_inner, raised, ctx.weights[2], kernel),
-            kernels.sum_rows(tokens(to_inner)) if needs[6] else None, to_after, to_after_bias,
-            _to_weights(gradient, again, ctx.weights[6], last), to_last_bias,
-            outer(tokens(gradient), tokens(x)) if needs[11] else None, to_beside_bias,
+            to_by_time, to_by_time_bias, to_before, to_before_bias, _to_weights(to_inner, raised, ctx.weights[4], kernel),
+            kernels.sum_rows(tokens(to_inner)) if needs[8] else None, to_after, to_after_bias,
+            _to_weights(gradient, again, ctx.weights[8], last), to_last_bias,
+            outer(tokens(gradient), tokens(x)) if needs[13] else None, to_beside_bias,
         )  # fmt: skip
-        return to_x, None if to_shift is None else to_shift.bfloat16(), None, *handed(ctx.weights, weights)
+        return to_x, to_time, None, *handed(ctx.weights, weights)
 
 
 def residual(layer: Any, x: Tensor, temb: Tensor | None, *args: Any, **keys: Any) -> Tensor | None:
     """As the block has it; None where it is asked for more than that."""
     if args or keys or (layer.training and layer.dropout.p > 0):
         return None
-    shift = None if temb is None or layer.time_emb_proj is None else layer.time_emb_proj(layer.nonlinearity(temb))
     norms = layer.norm1.num_groups, layer.norm1.eps, layer.norm2.num_groups, layer.norm2.eps
-    parts = layer.norm1, layer.conv1, layer.norm2, layer.conv2
-    weights = [w for part in parts for w in (part.weight, part.bias)]
-    beside = (layer.conv_shortcut.weight, layer.conv_shortcut.bias) if layer.conv_shortcut is not None else (None, None)
-    return _Residual.apply(x, shift, norms, *weights, *beside)
+    parts = layer.time_emb_proj, layer.norm1, layer.conv1, layer.norm2, layer.conv2, layer.conv_shortcut
+    weights = [w for part in parts for w in ((None, None) if part is None else (part.weight, part.bias))]
+    return _Residual.apply(x, temb, norms, *weights)
 
 
 def plain_residual(layer: Any) -> bool:
     """Whether it is one of Stable Diffusion's."""
     parts = layer.norm1, layer.conv1, layer.norm2, layer.conv2
-    beside = layer.conv_shortcut
+    beside, time = layer.conv_shortcut, layer.time_emb_proj
     return (
         bare(*parts) and all(p.bias is not None for p in parts)
         and (beside is None or (type(beside) is Conv2d and beside.bias is not None and beside.kernel_size == (1, 1)))
+        and (time is None or (type(time) is Linear and time.bias is not None))
         and layer.upsample is None and layer.downsample is None and type(layer.nonlinearity) is SiLU
         and layer.time_embedding_norm == "default" and not layer.skip_time_act and layer.output_scale_factor == 1
         and all(plain_conv(c) and c.stride == (1, 1) for c in parts[1::2])

@@ -372,6 +372,42 @@ void unfold(const bf16 *x, bf16 *y, long b, long height, long width, long c, lon
             }
 }
 
+/* The same as (b, places, c, 3, 3), as weights lie that are plain; and the way back from there, sums over what saw a place. */
+void unfold_plain(const bf16 *x, bf16 *y, long b, long height, long width, long c, long stride) {
+    long rows = (height + stride - 1) / stride, columns = (width + stride - 1) / stride;
+#pragma omp parallel for schedule(static) if (b * rows * columns * c > 1024)
+    for (long place = 0; place < b * rows * columns; place++) {
+        long n = place / columns / rows, top = place / columns % rows * stride - 1, left = place % columns * stride - 1;
+        const bf16 *from[9];
+        bf16 none[c], *to = y + place * 9 * c;
+        memset(none, 0, sizeof none);
+        for (long at = 0; at < 9; at++) {
+            long i = top + at / 3, j = left + at % 3;
+            int there = i >= 0 && i < height && j >= 0 && j < width;
+            from[at] = there ? x + ((n * height + i) * width + j) * c : none;
+        }
+        for (long i = 0; i < c; i++)
+            for (long at = 0; at < 9; at++) to[i * 9 + at] = from[at][i];
+    }
+}
+
+void fold_plain(const bf16 *y, bf16 *x, long b, long height, long width, long c, long stride) {
+    long rows = (height + stride - 1) / stride, columns = (width + stride - 1) / stride;
+#pragma omp parallel for schedule(static) if (b * height * width * c > 1024)
+    for (long place = 0; place < b * height * width; place++) {
+        long n = place / width / height, row = place / width % height, column = place % width;
+        float sum[c];
+        memset(sum, 0, sizeof sum);
+        for (long at = 0; at < 9; at++) {
+            long i = row + 1 - at / 3, j = column + 1 - at % 3;
+            if (i < 0 || j < 0 || i % stride || j % stride || i / stride >= rows || j / stride >= columns) continue;
+            const bf16 *from = y + ((n * rows + i / stride) * columns + j / stride) * 9 * c + at;
+            for (long k = 0; k < c; k++) sum[k] += wide(from[9 * k]);
+        }
+        for (long k = 0; k < c; k++) x[place * c + k] = narrow(sum[k]);
+    }
+}
+
 /* Weights (out, 3, 3, in) of a convolution as (3, 3, out, in), both sides turned round: those of its way back. */
 void turn(const bf16 *w, bf16 *turned, long out, long in) {
 #pragma omp parallel for schedule(static) if (out * in > 4096)

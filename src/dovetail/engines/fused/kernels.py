@@ -28,6 +28,8 @@ TOLD: dict[str, list[Any]] = {  # what each is told
     "from_last": [POINTER] * 2 + [LONG] * 3 + [INT],
     "add_to": [POINTER] * 2 + [LONG],
     "unfold": [POINTER] * 2 + [LONG] * 5,
+    "unfold_plain": [POINTER] * 2 + [LONG] * 5,
+    "fold_plain": [POINTER] * 2 + [LONG] * 5,
     "turn": [POINTER] * 2 + [LONG] * 2,
     "move_heads": [POINTER] * 2 + [LONG] * 5 + [INT],
     "attend": [POINTER] * 9 + [LONG] * 8 + [FLOAT, INT],
@@ -154,6 +156,22 @@ def unfold(x: Tensor, stride: int) -> Tensor:
     y = x.new_empty(b * -(-h // stride) * -(-w // stride), 9 * c)
     _functions().unfold(*_at(x, y), b, h, w, c, stride)
     return y
+
+
+def unfold_plain(x: Tensor, stride: int) -> Tensor:
+    """The same in the order of weights that are plain: (places, c 9)."""
+    b, c, h, w = x.shape
+    y = x.new_empty(b * -(-h // stride) * -(-w // stride), c * 9)
+    _functions().unfold_plain(*_at(x, y), b, h, w, c, stride)
+    return y
+
+
+def fold_plain(seen: Tensor, like: Tensor, stride: int) -> Tensor:
+    """Gradient of a picture such as `like`, of that of what its places saw (places, c 9)."""
+    b, c, h, w = like.shape
+    x = torch.empty_like(like)
+    _functions().fold_plain(*_at(seen, x), b, h, w, c, stride)
+    return x
 
 
 def turn(kernel: Tensor) -> Tensor:
