@@ -114,6 +114,9 @@ class Training(Table):
     fused_backward: bool = Field(
         False, description="update each weight within the backward pass and drop its gradient: less memory, no clipping"
     )
+    compile: bool | None = Field(
+        None, description="compile residual and transformer blocks; empty means on a GPU, where the training is long enough"
+    )
     use_8bit_adam: bool = Field(False, description="bitsandbytes' AdamW with 8-bit state, on a GPU")
     checkpoint_every: int = Field(150, gt=0, description="optimizer steps")
     checkpoints_kept: int | None = Field(2, gt=0, description="older ones are deleted; empty means none is")

@@ -118,7 +118,7 @@ def run(flags: argparse.Namespace, given: set[str]) -> Path:
     compiler.ahead(SOURCES)
     from accelerate import PartialState
 
-    from dovetail.edges import hub, machine, plots, tables
+    from dovetail.edges import hub, machine, tables
     from dovetail.edges.console import Show
     from dovetail.edges.folders import write_bytes, write_rows
     from dovetail.edges.tracker import Tracker
@@ -161,6 +161,8 @@ def run(flags: argparse.Namespace, given: set[str]) -> Path:
     if state.is_main_process:
         finish(models, taught.weights, flags.variant, out)
         write_rows(out / "curve.jsonl", taught.curve)
+        from dovetail.edges import plots  # what it takes is room that the training wants
+
         write_bytes(out / "loss.png", plots.loss_curves(taught.curve, {}))
         show.say(f"the model is in {out}")
         if target:

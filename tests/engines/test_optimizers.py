@@ -12,7 +12,8 @@ from torch import Tensor
 from dovetail.config import Training
 from dovetail.edges import tensors
 from dovetail.edges.models import Models
-from dovetail.engines import learner, optimizers, preparation
+from dovetail.engines import learner, optimizers, preparation, recomputing
+from dovetail.engines.fused import kernels
 from dovetail.errors import TrainingError
 
 FUSED: dict[str, Any] = {"fused_backward": True, "max_grad_norm": None}
@@ -105,14 +106,41 @@ def test_gradients_that_wait_as_bf16_are_the_same_numbers(
     assert len(waited) == 6 and all(0.5 * weights < n < 0.55 * weights or (more and n == weights) for n in waited)
 
 
-@pytest.mark.parametrize("free, given_back", [(0, True), (2**50, False)])
-def test_memory_goes_back_only_where_there_is_little(
-    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, given_back: bool
+@pytest.mark.parametrize("held, given_back", [(2**50, True), (0, False)])
+def test_memory_goes_back_only_where_more_is_held_than_gradients_want(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held: int, given_back: bool
 ) -> None:
-    back: list[int] = []
+    back, told = list[int](), iter(range(10**9))
     monkeypatch.setattr(preparation, "CHEAP", 2**60)
-    monkeypatch.setattr(optimizers.Packed, "OFTEN", 1_000)
-    monkeypatch.setattr(optimizers.machine, "free_bytes", lambda: free)
+    monkeypatch.setattr(optimizers.machine, "held_bytes", lambda: held and 2**30 * next(told))
     monkeypatch.setattr(optimizers.machine, "give_memory_back", lambda: back.append(1))
-    teach(tiny_base, tmp_path, material(), config(mixed_precision="bf16", steps=2))
+    teach(tiny_base, tmp_path, material(), config(mixed_precision="bf16", steps=2, gradient_checkpointing=True))
     assert (len(back) > 10) == given_back
+
+
+@pytest.mark.skipif(not kernels.there(), reason="no C compiler")
+def test_a_training_that_goes_back_a_picture_at_a_time_learns_the_same(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A layer's gradients then come in parts, and are one bf16 gradient before the next layer's come."""
+    monkeypatch.setattr(preparation, "CHEAP", 2**60)
+    monkeypatch.setattr(preparation, "SPARE", 0)
+    asked = config(mixed_precision="bf16", gradient_checkpointing=True, max_grad_norm=0.5)
+    whole, curve = teach(tiny_base, tmp_path / "whole", material(), asked)
+    parts: list[torch.nn.Module] = []
+    told = optimizers.Packed.parts
+
+    def watched(self: optimizers.Packed, layer: torch.nn.Module) -> Any:
+        assert all(self.kept[p].dtype == torch.bfloat16 for p in self.cast if p in self.kept)
+        parts.append(layer)
+        return told(self, layer)
+
+    monkeypatch.setattr(optimizers.Packed, "parts", watched)
+    monkeypatch.setattr(recomputing, "PLACES", 1)
+    mine, same = teach(tiny_base, tmp_path / "parts", material(), asked)
+    assert {type(layer).__name__ for layer in parts} == {"ResnetBlock2D", "Transformer2DModel"}
+    apart = [abs(a["loss"] - b["loss"]) / b["loss"] for a, b in zip(same, curve, strict=True) if "loss" in b]
+    assert apart and max(apart) < 0.01
+    moved = sum(float((mine[n] - w).square().sum()) for n, w in whole.items())
+    size = sum(float(w.square().sum()) for w in whole.values())
+    assert 0 < moved < 1e-4 * size

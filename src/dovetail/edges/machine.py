@@ -65,15 +65,10 @@ def memory_bytes(device: torch.device) -> int:
     return min(whole, int(told)) if told.isdecimal() else whole
 
 
-def free_bytes() -> int:
-    """Of the machine's memory, or of what the container may have: what could still be taken."""
-    told = dict(line.split(":") for line in _text("/proc/meminfo").splitlines())
-    free = int(told["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in told else 2**62
-    limit, taken = (_text(f"/sys/fs/cgroup/memory.{name}").strip() for name in ("max", "current"))
-    files = next(
-        (line.split()[1] for line in _text("/sys/fs/cgroup/memory.stat").splitlines() if line.startswith("file ")), "0"
-    )
-    return min(free, int(limit) - int(taken) + int(files)) if limit.isdecimal() and taken.isdecimal() else free
+def held_bytes() -> int:
+    """Of the machine's memory, that this process holds now; 0 where that is not told."""
+    told = _text("/proc/self/statm").split()
+    return int(told[1]) * os.sysconf("SC_PAGE_SIZE") if told else 0
 
 
 def _text(path: str) -> str:

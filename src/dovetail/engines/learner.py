@@ -16,17 +16,16 @@ from torch import Tensor
 
 from dovetail.config import Training
 from dovetail.core import schedules, trends
-from dovetail.edges import folders, machine, shapes
+from dovetail.edges import folders, machine
 from dovetail.edges.models import Models
-from dovetail.engines import checkpoints, material, processes, recomputing, sharding
+from dovetail.engines import checkpoints, compiling, material, processes, sharding
 from dovetail.engines.lessons import Lessons, averaged, best, put, resume, save, save_best, wholes
 from dovetail.engines.material import Material, Row
 from dovetail.engines.objective import held_out_losses, training_losses
-from dovetail.engines.preparation import CHEAP, TEXT_ENCODER, prepare
+from dovetail.engines.preparation import TEXT_ENCODER, prepare, suit
 from dovetail.errors import BadConfigError, StoppedError, TrainingError
 
 MERGED_AREA = {"cpu": 64 * 16 * 16, "cuda": 16 * 64 * 64}  # latent pixels of the micro-batches that are merged into one
-SPARE = 0.75  # of the room for all gradients: what the last blocks may keep before there are any
 SKIPS = 20  # steps in a row that a loss scaler may skip while it looks for its scale
 BACKS = 3  # times that a training may be rolled back
 
@@ -87,13 +86,18 @@ def teach(
             rate *= lessons.factor
             for group in lessons.optimizer.param_groups:
                 group["lr"] = rate
-            loss, norm, last = _gradients(lessons, step, stop())
+            numbers = _gradients(lessons, step, stop())
+            if lessons.late:  # the device is given all its work before anything is asked of it
+                _update(lessons, step)
+                lessons.ahead = (step + 1, *_rows(lessons, step + 1))
+            loss, norm, last = numbers.tolist()
             if not _sound(lessons, loss, norm):
                 back = _roll_back(lessons, step, folder, show)
                 advance(back - step, "")
                 step = back
                 continue
-            _update(lessons, step)
+            if not lessons.late:
+                _update(lessons, step)
             step += 1
             told = {"loss": loss, "gradient_norm": norm, "learning_rate": rate}
             on_step(step, told)
@@ -103,7 +107,7 @@ def teach(
             times.append(time.perf_counter())
             advance(1, f"loss {loss:.3f}  gradient {norm:.2f}  {_speed(config, times)}")
             if last and not _ended(lessons, step):
-                raise _stopped(last, step, config)
+                raise _stopped(int(last), step, config)
     lessons.optimizer.state.clear()  # a large model is written and read back where its averages lay
     machine.give_memory_back()
     weights = {n: a.cpu() for n, a in wholes(lessons, lessons.average, everywhere=True).items()}
@@ -144,32 +148,42 @@ def _speed(config: Training, times: Sequence[float]) -> str:
     return f"{pictures / (times[-1] - times[0]):.0f} pictures/s"
 
 
-def _gradients(lessons: Lessons, step: int, stop: int) -> tuple[float, float, int]:
-    """Mean loss of the step's pictures, gradient norm before clipping, and why any of the processes wants to stop."""
+def _gradients(lessons: Lessons, step: int, stop: int) -> Tensor:
+    """Mean loss of the step's pictures, gradient norm before clipping, why any process wants to stop: float64 (3,)."""
     lessons.watch.start()
-    mine, size = _rows(lessons, step)
+    ahead, lessons.ahead = lessons.ahead, None
+    mine, size = ahead[1:] if ahead and ahead[0] == step else _rows(lessons, step)
     lessons.watch.lap("data")
-    if lessons.config.gradient_checkpointing and not lessons.measured:
-        _recompute(lessons, mine)
+    if not lessons.measured:
+        most = max(micro_batches(mine, lessons.micro or 1), key=lambda part: len(part) * part[0].latents.numel())
+        suit(lessons, *(torch.Size((len(most), *x.shape)) for x in (most[0].latents, most[0].states)))
     while True:
         try:
             value, last = _backward(lessons, mine, size, stop)
             break
         except RuntimeError as error:  # torch.OutOfMemoryError is one
-            _smaller(lessons, mine, step, error)
-    most = lessons.config.max_grad_norm or math.inf
-    if lessons.within:
-        norm = lessons.within.norm()
-    elif lessons.packed:
-        norm = lessons.packed.clip(most)
-    elif lessons.sharded:
-        norm = sharding.norm(lessons.parameters, most)
-    elif lessons.descent.walks:
-        norm = lessons.descent.clip(most)
-    else:
-        norm = float(lessons.accelerator.clip_grad_norm_(lessons.parameters, most))
+            if compiling.undo(lessons.models.unet, error):
+                _forget(lessons)
+                why = " ".join(str(error).splitlines()[:2])
+                lessons.curve.append({"step": step + 1, "event": f"blocks run uncompiled: {why}"})
+            else:
+                _smaller(lessons, mine, step, error)
+    norm = _clipped(lessons, lessons.config.max_grad_norm or math.inf)
     lessons.watch.lap("sync")
-    return value, norm, last
+    return torch.stack([torch.as_tensor(x, dtype=torch.float64, device=value.device) for x in (value, norm, last)])
+
+
+def _clipped(lessons: Lessons, most: float) -> Tensor | float:
+    """The norm of all gradients, which are then no longer than `most`, or will be so in the next step."""
+    if lessons.within:
+        return lessons.within.norm()
+    if lessons.packed:
+        return lessons.packed.clip(most)
+    if lessons.sharded:
+        return sharding.norm(lessons.parameters, most)
+    if lessons.descent.walks:
+        return lessons.descent.clip(most)
+    return lessons.accelerator.clip_grad_norm_(lessons.parameters, most)
 
 
 def _update(lessons: Lessons, step: int) -> None:
@@ -211,27 +225,8 @@ def _rows(lessons: Lessons, step: int) -> tuple[list[Row], int]:
     return mine, len(chosen)
 
 
-def _recompute(lessons: Lessons, rows: list[Row]) -> None:
-    """Gradient checkpointing for what it is there for: where activations take little, they are kept, and that is said."""
-    lessons.measured = True
-    most = max(micro_batches(rows, lessons.micro or 1), key=lambda part: len(part) * part[0].latents.numel())
-    latents, states = (torch.Size((len(most), *x.shape)) for x in (most[0].latents, most[0].states))
-    dtype = torch.float32 if lessons.accelerator.mixed_precision == "no" else torch.bfloat16
-    needed = shapes.activation_bytes(lessons.models.unet, latents, states, dtype)
-    told = ""
-    if needed * CHEAP < machine.memory_bytes(lessons.models.device):
-        lessons.models.unet.disable_gradient_checkpointing()
-        told = f"activations of {needed / 2**20:.0f} MiB a pass are kept, not recomputed"
-    elif lessons.packed and lessons.descent.walks:
-        gradients = 2 * sum(p.numel() for p in lessons.parameters)
-        kept = recomputing.spare(lessons.models.unet, latents, int(SPARE * gradients))
-        told = f"activations of the last blocks, {kept / 2**20:.0f} MiB, are kept, not recomputed" if kept else ""
-    if told and {"step": 0, "event": told} not in lessons.curve:  # it may come from a checkpoint
-        lessons.curve.append({"step": 0, "event": told})
-
-
-def _backward(lessons: Lessons, mine: list[Row], size: int, stop: int) -> tuple[float, int]:
-    """Gradients of the mean loss over all processes' rows, each row weighing the same; returns that mean.
+def _backward(lessons: Lessons, mine: list[Row], size: int, stop: int) -> tuple[Tensor, Tensor | int]:
+    """Gradients of the mean loss over all processes' rows, each row weighing the same; returns that mean, float64.
 
     And the highest `stop`: all processes hear of one in the same step, so that none waits for another that has left.
     """
@@ -249,17 +244,17 @@ def _backward(lessons: Lessons, mine: list[Row], size: int, stop: int) -> tuple[
             if lessons.within:
                 lessons.within.on = number == len(parts)
                 if not bool(losses.isfinite().all()):
-                    return math.nan, stop  # before a weight is spoilt by it
+                    return total.double() * math.nan, stop  # before a weight is spoilt by it
             accelerator.backward(counts * losses.sum() * accelerator.num_processes / size)
             lessons.watch.lap("backward")
         total += counts * losses.detach().sum()
     if accelerator.num_processes == 1:
-        return float(total) / size, stop
+        return total.double() / size, stop
     if lessons.objective.read:
         named = zip(lessons.names, lessons.parameters, strict=True)
         processes.average_gradients([p for name, p in named if name.startswith(TEXT_ENCODER)])
     heard = accelerator.gather(torch.stack([total, torch.full_like(total, stop)])[None])
-    return float(heard[:, 0].sum()) / size, int(heard[:, 1].max())
+    return heard[:, 0].sum().double() / size, heard[:, 1].max()
 
 
 def micro_batches(rows: Sequence[Row], most: int) -> Iterator[list[Row]]:

@@ -14,9 +14,9 @@ from torch import Tensor
 from dovetail.config import Training
 from dovetail.core import digests, schedules, trends
 from dovetail.edges.models import Models
-from dovetail.engines import checkpoints, sharding
+from dovetail.engines import checkpoints, compiling, sharding
 from dovetail.engines.checkpoints import Checkpoint
-from dovetail.engines.material import Material
+from dovetail.engines.material import Material, Row
 from dovetail.engines.objective import Objective
 from dovetail.engines.optimizers import Descent, Packed, Within
 from dovetail.engines.stopwatch import Stopwatch
@@ -49,11 +49,13 @@ class Lessons:
     packed: Packed | None  # where gradients wait as bf16
     unet_config: str  # as diffusers writes it
     sharded: bool  # whether the U-Net's weights are cut in parts, one a process
+    late: bool  # whether a step's numbers are read when all of its work is given to the device, and not before the update
     micro: int | None  # pictures a forward pass at most; None until the first step
     curve: list[dict[str, Any]] = field(default_factory=list)
     factor: float = 1.0  # of the learning rate, halved each time that the training was rolled back
     skipped: int = 0
     measured: bool = False  # whether it is known what activations take
+    ahead: tuple[int, list[Row], int] | None = None  # a step, and its rows, that are ready before their time
 
 
 @contextmanager
@@ -69,7 +71,8 @@ def averaged(lessons: Lessons) -> Iterator[None]:
     was = lessons.unet.training
     lessons.unet.eval()
     try:
-        yield
+        with compiling.aside():
+            yield
     finally:
         for parameter, data in zip(lessons.parameters, kept, strict=True):
             parameter.data = data
@@ -161,13 +164,20 @@ def put(lessons: Lessons, found: Checkpoint) -> None:
     for name, tensor in found.files["optimizer.safetensors"].items():
         number, key = name.split(".")
         like = lessons.parameters[int(number)]
-        state.setdefault(int(number), {})[key] = tensor if tensor.ndim == 0 else sharding.cut(tensor, like)
+        state.setdefault(int(number), {})[key] = tensor if tensor.ndim == 0 else _lying(sharding.cut(tensor, like), like)
     whole = lessons.optimizer.state_dict()
     lessons.optimizer.load_state_dict({"state": state, "param_groups": whole["param_groups"]})
     if lessons.accelerator.scaler and found.state["scaler"]:
         lessons.accelerator.scaler.load_state_dict(found.state["scaler"])
     lessons.curve, lessons.micro = json.loads(json.dumps(found.state["curve"])), found.state["micro"]
     lessons.factor = found.state.get("factor", 1.0)
+
+
+def _lying(tensor: Tensor, like: Tensor) -> Tensor:
+    """In the layout of a weight: an optimizer takes weight and moments number by number."""
+    if sharding.local(tensor).stride() == sharding.local(like).stride():
+        return tensor
+    return torch.empty_like(like, dtype=tensor.dtype).copy_(tensor).detach()
 
 
 def _files(config: Training) -> tuple[str, str]:

@@ -39,9 +39,10 @@ class Objective:
         `dream` p is DREAM (Zhou et al. 2023, sec. 4): the U-Net's own error, by (1 - a)^(p/2), is first added to both.
         """
         clean, noise, mixed_in, states = (
-            torch.stack([getattr(r, name) for r in rows]).to(self.device) for name in ("latents", "noise", "mixed_in", "states")
+            _there(torch.stack([getattr(r, name) for r in rows]), self.device)
+            for name in ("latents", "noise", "mixed_in", "states")
         )
-        timesteps = torch.tensor([r.timestep for r in rows]).to(self.device)
+        timesteps = _there(torch.tensor([r.timestep for r in rows]), self.device)
         extra = conditions([r.added for r in rows], self.device)
         if self.read:
             states, whole = self.read([r.caption for r in rows], len(rows[0].states) // self.tokens)
@@ -65,7 +66,7 @@ class Objective:
         """The losses (rows,), by min-SNR weights where a gamma is given."""
         if snr_gamma is None:
             return losses
-        timesteps = torch.tensor([r.timestep for r in rows]).to(losses.device)
+        timesteps = _there(torch.tensor([r.timestep for r in rows]), losses.device)
         return losses * diffusion.min_snr_weights(timesteps, self.alphas, self.prediction, snr_gamma)
 
 
@@ -74,8 +75,15 @@ def conditions(added: Sequence[Tensor | None], device: torch.device) -> dict[str
     told = [row for row in added if row is not None]
     if not told:
         return {}
-    rows = torch.stack(told).to(device)
+    rows = _there(torch.stack(told), device)
     return {"added_cond_kwargs": {"text_embeds": rows[:, :-6], "time_ids": rows[:, -6:]}}
+
+
+def _there(tensor: Tensor, device: torch.device) -> Tensor:
+    """On the device; a GPU fetches it from pinned memory while it works on what it was given before."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def training_losses(objective: Objective, unet: torch.nn.Module, rows: Sequence[Row], config: Training) -> Tensor:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -42,13 +43,13 @@ class Descent:
         here = all(type(x.data) is Tensor and x.device.type == "cpu" for x in every)
         plain = all(x.dtype == torch.float32 and x.is_contiguous() for x in every)
         self.walks = type(inner) is torch.optim.AdamW and here and plain and kernels.there()
-        self.factor = 1.0
+        self.factor: float | Tensor = 1.0
 
-    def clip(self, most: float) -> float:
+    def clip(self, most: float) -> Tensor:
         """Norm of all gradients; the next step scales them to `most` where it is more."""
         norm = torch.linalg.vector_norm(self.norms([p.grad for p in self.parameters if p.grad is not None]))
         self.factor = clipping(norm, most)
-        return float(norm)
+        return norm
 
     def norms(self, gradients: list[Tensor]) -> Tensor:
         """Of each, float32; all are of one type."""
@@ -61,7 +62,9 @@ class Descent:
         parameters = [p for p in self.parameters if p.grad is not None]
         self.some(parameters, [p.grad for p in parameters], self.factor, share)
 
-    def some(self, parameters: list[Any], gradients: list[Any], factor: float = 1.0, share: float | None = None) -> None:
+    def some(
+        self, parameters: list[Any], gradients: list[Any], factor: float | Tensor = 1.0, share: float | None = None
+    ) -> None:
         """Those of `parameters`, by float32 or bf16 gradients times `factor`."""
         if self.walks:
             for dtype in (torch.float32, torch.bfloat16):
@@ -71,7 +74,7 @@ class Descent:
         (group,) = self.optimizer.param_groups
         every, group["params"] = group["params"], parameters
         for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient.float().mul_(factor) if factor != 1 else gradient.float()
+            parameter.grad = gradient.float() if isinstance(factor, float) and factor == 1 else gradient.float().mul_(factor)
         self.optimizer.step()
         group["params"] = every
         if share is not None:
@@ -86,7 +89,7 @@ class Descent:
         told = [averages[p] for p in parameters]
         torch._foreach_lerp_(told, [sharding.local(p).to(a.device) for p, a in zip(parameters, told, strict=True)], share)
 
-    def _walk(self, parameters: list[Any], gradients: list[Tensor] | None, factor: float, share: float | None) -> None:
+    def _walk(self, parameters: list[Any], gradients: list[Tensor] | None, factor: Any, share: float | None) -> None:
         (group,) = self.optimizer.param_groups
         averages = [self.averages[p] for p in parameters] if share is not None and self.averages else None
         state: list[list[Tensor]] = []
@@ -103,9 +106,12 @@ class Descent:
         return self.optimizer.state[parameter]
 
 
-def clipping(norm: Tensor, most: float) -> float:
-    """What gradients of that norm are to be multiplied by."""
-    return float((most / (norm + 1e-6)).clamp(max=1.0)) if math.isfinite(most) else 1.0
+def clipping(norm: Tensor, most: float) -> float | Tensor:
+    """What gradients of that norm are to be multiplied by; a GPU is not waited for."""
+    if not math.isfinite(most):
+        return 1.0
+    factor = (most / (norm + 1e-6)).clamp(max=1.0)
+    return float(factor) if factor.device.type == "cpu" else factor
 
 
 class Within:
@@ -152,11 +158,11 @@ class Packed:
     """
 
     CHUNK = 2**23  # numbers that are worked on at once where they must be float32 then
-    OFTEN = 2**21  # numbers after which freed memory goes back where there is little
-    LITTLE = 2**30  # bytes that are free: to take memory back all the time costs a tenth of a step
+    SLACK = 2**25  # bytes that may be held beyond what was held when freed memory last went back, where it is `thrifty`
 
     def __init__(self, unet: torch.nn.Module, descent: Descent) -> None:
-        self.descent, self.factor, self.since = descent, 1.0, 0
+        self.descent, self.thrifty, self.held, self.room = descent, False, 0, 0
+        self.factor: float | Tensor = 1.0
         self.kept: dict[Tensor, Tensor] = {}
         layers = [m for m in unet.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)]
         self.cast = {layer.weight for layer in layers if layer.weight.requires_grad}
@@ -166,7 +172,7 @@ class Packed:
             if parameter in self.cast:
                 parameter.taken_by = partial(self._keep, parameter)  # type: ignore[attr-defined]
 
-    def clip(self, most: float) -> float:
+    def clip(self, most: float) -> Tensor:
         """Norm of all gradients, in the order of the parameters; the next step scales them to `most` where it is more."""
         waiting = [self.kept[p] for p in self.descent.parameters if p in self.kept]
         norms = torch.empty(len(waiting), device=waiting[0].device)
@@ -175,7 +181,7 @@ class Packed:
             norms[alike] = self.descent.norms([waiting[n] for n in alike])
         norm = torch.linalg.vector_norm(norms)
         self.factor = clipping(norm, most)
-        return float(norm)
+        return norm
 
     def step(self, share: float | None) -> None:
         """Update the weights, and their averages by `share` towards them."""
@@ -187,6 +193,24 @@ class Packed:
     def forget(self) -> None:
         """What was taken."""
         self.kept.clear()
+        if self.thrifty:
+            self.thrift()
+
+    def thrift(self) -> None:
+        """Give freed memory back from now on where more is held than the gradients will need."""
+        machine.give_memory_back()
+        self.thrifty, self.held = True, machine.held_bytes()
+        self.room = self.held + sum(2 * p.numel() for p in self.descent.parameters)
+
+    @contextmanager
+    def parts(self, layer: torch.nn.Module) -> Iterator[None]:
+        """Gradients of a layer that come in several parts of one pass are one gradient: bf16 numbers when all are there."""
+        fresh = [p for p in layer.parameters() if p in self.cast and p not in self.kept]
+        yield
+        for parameter in fresh:
+            if parameter in self.kept:
+                self.kept[parameter] = self.kept[parameter].bfloat16()
+        self._give_back()
 
     def _chunks(self) -> Iterator[list[Tensor]]:
         some: list[Tensor] = []
@@ -208,8 +232,10 @@ class Packed:
         if parameter in self.kept:
             gradient = gradient.float().add_(self.kept[parameter])
         self.kept[parameter] = gradient
-        self.since += parameter.numel()
-        if self.since > self.OFTEN:
-            self.since = 0
-            if parameter.device.type == "cpu" and machine.free_bytes() < self.LITTLE:
-                machine.give_memory_back()
+        self._give_back()
+
+    def _give_back(self) -> None:
+        """Freed memory, where there is likely some."""
+        if self.thrifty and machine.held_bytes() > max(self.room, self.held + self.SLACK):
+            machine.give_memory_back()
+            self.held = machine.held_bytes()

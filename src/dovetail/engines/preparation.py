@@ -3,14 +3,15 @@
 import os
 from dataclasses import replace
 
+import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import AutocastKwargs
 
 from dovetail.config import Training
-from dovetail.edges import adapters, folders, machine, words
+from dovetail.edges import adapters, folders, machine, shapes, words
 from dovetail.edges.models import Models
-from dovetail.engines import attention, feedforward, optimizers, recomputing, sharding
+from dovetail.engines import attention, compiling, feedforward, optimizers, recomputing, sharding
 from dovetail.engines.fused import blocks
 from dovetail.engines.lessons import Lessons
 from dovetail.engines.material import Material
@@ -19,6 +20,8 @@ from dovetail.engines.stopwatch import Stopwatch
 from dovetail.errors import BadConfigError
 
 CHEAP = 16  # what takes less than this part of the device's memory is not worth saving
+SPARE = 0.75  # of the room for all gradients: what the last blocks may keep before there are any
+LATE = {"cpu": False, "cuda": True}  # see `Lessons.late`
 ADAPTERS = ("lora", "dora", "lokr")
 TEXT_ENCODER = "text_encoder"  # how the names of its weights begin, and of those of a second one
 
@@ -34,6 +37,8 @@ def prepare(
         machine.hold_memory()
         models.unet.set_attn_processor(attention.CacheAttention())
         feedforward.in_pieces(models.unet)
+    elif models.device.type == "cuda":
+        models.unet.to(memory_format=torch.channels_last)  # as its matrix units want pictures
     models.prediction = config.prediction_type
     shard = sharding.asked(os.environ) or shard
     accelerator = _accelerator(models, config, show)
@@ -45,7 +50,7 @@ def prepare(
     unet.requires_grad_(config.method == "full")
     if config.method in ADAPTERS:
         adapters.add(unet, config.method, config.lora_rank, config.lora_alpha, config.seed)
-    if models.device.type == "cpu" and not shard:
+    if models.device.type == "cpu" and not shard and not config.compile:
         blocks.fuse(unet)
     if config.gradient_checkpointing:
         recomputing.turn_on(unet)
@@ -72,9 +77,49 @@ def prepare(
         unet=prepared, optimizer=optimizer, descent=descent, parameters=parameters,
         names=[n for n, _ in named], average=average,
         objective=objective, watch=Stopwatch(models.device), micro=None, unet_config=unet_config, sharded=shard,
+        late=LATE[models.device.type],
         within=optimizers.Within(parameters, descent) if config.fused_backward else None,
         packed=optimizers.packed(unet, descent, config, accelerator, machine.memory_bytes(models.device) // CHEAP),
     )  # fmt: skip
+
+
+def suit(lessons: Lessons, latents: torch.Size, states: torch.Size) -> None:
+    """Decide on recomputing and compiling by what goes through at once: latents (b, c, h, w), states (b, tokens, width)."""
+    lessons.measured = True
+    recomputed = _recompute(lessons, latents, states) if lessons.config.gradient_checkpointing else ""
+    for event in (recomputed, _compile(lessons, latents, states)):
+        if event and {"step": 0, "event": event} not in lessons.curve:  # it may come from a checkpoint
+            lessons.curve.append({"step": 0, "event": event})
+
+
+def _recompute(lessons: Lessons, latents: torch.Size, states: torch.Size) -> str:
+    """Gradient checkpointing for what it is there for: where activations take little, they are kept, and that is said."""
+    dtype = torch.float32 if lessons.accelerator.mixed_precision == "no" else torch.bfloat16
+    needed = shapes.activation_bytes(lessons.models.unet, latents, states, dtype)
+    if needed * CHEAP < machine.memory_bytes(lessons.models.device):
+        lessons.models.unet.disable_gradient_checkpointing()
+        return f"activations of {needed / 2**20:.0f} MiB a pass are kept, not recomputed"
+    if not (lessons.packed and lessons.descent.walks):
+        return ""
+    lessons.packed.thrift()
+    recomputing.one_by_one(lessons.models.unet, latents, lessons.packed.parts)
+    gradients = 2 * sum(p.numel() for p in lessons.parameters)
+    kept = recomputing.spare(lessons.models.unet, latents, int(SPARE * gradients))
+    return f"activations of the last blocks, {kept / 2**20:.0f} MiB, are kept, not recomputed" if kept else ""
+
+
+def _compile(lessons: Lessons, latents: torch.Size, states: torch.Size) -> str:
+    """Compiled blocks, if they are asked for or will pay."""
+    config, device, unet = lessons.config, lessons.models.device, lessons.models.unet
+    wanted = config.compile
+    if wanted is None and device.type == "cuda" and not lessons.sharded:
+        one = shapes.arithmetic(unet, (1, *latents[1:]), (1, *states[1:])).tflop
+        pictures = config.steps * config.batch_size * config.gradient_accumulation_steps
+        wanted = compiling.pays(one, pictures // lessons.accelerator.num_processes, machine.peak_tflops(device))
+    if not wanted:
+        return ""
+    compiling.turn_on(unet)
+    return "residual and transformer blocks are compiled"
 
 
 def _accelerator(models: Models, config: Training, show: folders.Showing) -> Accelerator:

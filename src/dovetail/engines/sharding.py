@@ -141,7 +141,7 @@ def whole(unet: Any, weights: Mapping[str, Tensor], device: torch.device, precis
     return twin.eval().requires_grad_(False)
 
 
-def norm(parameters: Sequence[torch.nn.Parameter], most: float) -> float:
+def norm(parameters: Sequence[torch.nn.Parameter], most: float) -> Tensor:
     """Clip the gradients to a norm over all processes' parts; returns the norm before."""
     found = torch.nn.utils.clip_grad_norm_(parameters, most)
-    return float(found.full_tensor() if isinstance(found, DTensor) else found)
+    return found.full_tensor() if isinstance(found, DTensor) else found

@@ -12,6 +12,7 @@ from dovetail.engines.fused.matrices import bare, handed, matrix, outer, picture
 
 FEW = 256  # places of all pictures, up to which a convolution is faster as a matrix product of what each place sees
 SOME = 1024  # the same for the gradient of its weights
+MANY = 1 << 21  # weights of a layer that are not kept as bf16 for the way back: to make them once more is little of its work
 
 
 def plain_conv(conv: Any) -> bool:
@@ -22,8 +23,7 @@ def plain_conv(conv: Any) -> bool:
 
 
 def _kernel(weight: Tensor, x: Tensor, stride: int = 1) -> Tensor:
-    """bf16 weights as they are used: a matrix (out, in 9) where the places are fewer than what each becomes, so that to turn them
-    over would be the most of it; else channels last."""
+    """bf16 weights as they are used: channels last; as they lie, (out, in 9), where there are fewer places than `out`."""
     return matrix(weight) if _places(x, stride) <= min(FEW, len(weight)) else kernels.to_last(weight)
 
 
@@ -52,14 +52,26 @@ def _to_weights(gradient: Tensor, x: Tensor, weight: Tensor, kernel: Tensor, str
     """Gradient of the weights, as it is wanted, if it is."""
     if not weight.requires_grad:
         return None
-    if kernel.ndim == 2:
-        return outer(tokens(gradient), kernels.unfold_plain(x, stride))
+    if _places(x, stride) <= min(SOME, len(weight)):
+        return outer(tokens(gradient), kernels.unfold_plain(x, stride)).view(weight.shape)
     if _places(x, stride) > SOME:
         found = picture(_by_torch(gradient, x, kernel, stride, [False, True, False])[1])
     else:
-        rows = tokens(gradient).flatten(0, 2).T @ kernels.unfold(x, stride)
-        found = rows.view(tokens(kernel).shape).permute(0, 3, 1, 2)
+        found = outer(tokens(gradient), kernels.unfold(x, stride)).view(tokens(kernel).shape).permute(0, 3, 1, 2)
     return kernels.from_last(found, wanted(weight))
+
+
+def _back(
+    gradient: Tensor, x: Tensor, weight: Tensor, kernel: Tensor | None, stride: int = 1, need: bool = True
+) -> tuple[Any, Tensor | None]:
+    """Gradients of what was convolved, where there is need, and of the weights."""
+    kernel = _kernel(weight, x, stride) if kernel is None else kernel
+    return _to_picture(gradient, x, kernel, stride) if need else None, _to_weights(gradient, x, weight, kernel, stride)
+
+
+def _kept(kernel: Tensor) -> Tensor | None:
+    """For the way back, if they are not many."""
+    return kernel if kernel.numel() <= MANY else None
 
 
 def _by_torch(gradient: Tensor, x: Tensor, kernel: Tensor, stride: int, asked: list[bool]) -> Any:
@@ -78,15 +90,14 @@ class _Conv(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
         x = picture(x)
         kernel = _kernel(weight, x, stride)
-        ctx.save_for_backward(x, kernel)
+        ctx.save_for_backward(x, _kept(kernel))
         ctx.stride, ctx.weights = stride, (weight, bias)
         return _convolved(x, kernel, bias, stride)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
         (x, kernel), needs, gradient = ctx.saved_tensors, ctx.needs_input_grad, picture(gradient)
-        to_x = _to_picture(gradient, x, kernel, ctx.stride) if needs[0] else None
-        to_weight = _to_weights(gradient, x, ctx.weights[0], kernel, ctx.stride)
+        to_x, to_weight = _back(gradient, x, ctx.weights[0], kernel, ctx.stride, needs[0])
         to_bias = kernels.sum_rows(tokens(gradient)) if needs[2] else None
         return to_x, *handed(ctx.weights, (to_weight, to_bias)), None
 
@@ -117,7 +128,7 @@ def norm(layer: GroupNorm, x: Tensor) -> Tensor | None:
 
 
 class _Residual(torch.autograd.Function):
-    """x through norm, SiLU, convolution, shift by the time, norm, SiLU, convolution, and beside it (Ho et al. 2020, appendix B)."""
+    """x through norm, SiLU, convolution, shift by time, norm, SiLU, convolution, and beside it (Ho et al. 2020, appendix B)."""
 
     @staticmethod
     def forward(
@@ -149,24 +160,26 @@ class _Residual(torch.autograd.Function):
             beside_bias,
         )  # fmt: skip
         ctx.save_for_backward(
-            x, time, of_time, said, shift, before, before_bias, *told, raised, kernel, inner, after, after_bias, *told_again,
-            again, last, across,
+            x, time, of_time, said, shift, before, before_bias, *told, raised, _kept(kernel), inner, after, after_bias,
+            *told_again, again, _kept(last), across,
         )  # fmt: skip
         return y
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
         (
-            x, time, of_time, said, shift, before, before_bias, mean, rstd, raised, kernel, inner, after, after_bias, mean_again,
-            rstd_again, again, last, across,
+            x, time, of_time, said, shift, before, before_bias, mean, rstd, raised, kernel, inner, after, after_bias,
+            mean_again, rstd_again, again, last, across,
         ) = ctx.saved_tensors  # fmt: skip
         needs, gradient = ctx.needs_input_grad, picture(gradient)
+        to_again, to_second = _back(gradient, again, ctx.weights[8], last)
         to_inner, to_shift, to_after, to_after_bias = kernels.group_norm_back(
-            _to_picture(gradient, again, last), inner, shift, after, after_bias, mean_again, rstd_again, True
+            to_again, inner, shift, after, after_bias, mean_again, rstd_again, True
         )
         aside = gradient if across is None else (tokens(gradient) @ across).permute(0, 3, 1, 2)
+        to_raised, to_first = _back(to_inner, raised, ctx.weights[4], kernel)
         to_x, _, to_before, to_before_bias = kernels.group_norm_back(
-            _to_picture(to_inner, raised, kernel), x, None, before, before_bias, mean, rstd, True, aside
+            to_raised, x, None, before, before_bias, mean, rstd, True, aside
         )
         to_time = to_by_time = to_by_time_bias = None
         if to_shift is not None:
@@ -176,9 +189,8 @@ class _Residual(torch.autograd.Function):
         to_last_bias = kernels.sum_rows(tokens(gradient)) if needs[12] or needs[14] else None
         to_beside_bias = None if to_last_bias is None else to_last_bias.clone()  # each keeps its own
         weights = (
-            to_by_time, to_by_time_bias, to_before, to_before_bias, _to_weights(to_inner, raised, ctx.weights[4], kernel),
-            kernels.sum_rows(tokens(to_inner)) if needs[8] else None, to_after, to_after_bias,
-            _to_weights(gradient, again, ctx.weights[8], last), to_last_bias,
+            to_by_time, to_by_time_bias, to_before, to_before_bias, to_first,
+            kernels.sum_rows(tokens(to_inner)) if needs[8] else None, to_after, to_after_bias, to_second, to_last_bias,
             outer(tokens(gradient), tokens(x)) if needs[13] else None, to_beside_bias,
         )  # fmt: skip
         return to_x, to_time, None, *handed(ctx.weights, weights)
