@@ -158,7 +158,7 @@ class Packed:
     """
 
     CHUNK = 2**23  # numbers that are worked on at once where they must be float32 then
-    SLACK = 2**25  # bytes that may be held beyond what was held when freed memory last went back, where it is `thrifty`
+    SLACK = 2**24  # bytes that may be held beyond what was held when freed memory last went back, where it is `thrifty`
 
     def __init__(self, unet: torch.nn.Module, descent: Descent) -> None:
         self.descent, self.thrifty, self.held, self.room = descent, False, 0, 0

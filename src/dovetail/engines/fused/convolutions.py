@@ -8,11 +8,10 @@ from torch.nn import Conv2d, GroupNorm, Linear, SiLU
 from torch.nn.functional import conv2d, linear, silu
 
 from dovetail.engines.fused import kernels
-from dovetail.engines.fused.matrices import bare, handed, matrix, outer, picture, tokens, wanted
+from dovetail.engines.fused.matrices import bare, handed, kept, matrix, outer, picture, tokens, wanted
 
 FEW = 256  # places of all pictures, up to which a convolution is faster as a matrix product of what each place sees
 SOME = 1024  # the same for the gradient of its weights
-MANY = 1 << 21  # weights of a layer that are not kept as bf16 for the way back: to make them once more is little of its work
 
 
 def plain_conv(conv: Any) -> bool:
@@ -69,11 +68,6 @@ def _back(
     return _to_picture(gradient, x, kernel, stride) if need else None, _to_weights(gradient, x, weight, kernel, stride)
 
 
-def _kept(kernel: Tensor) -> Tensor | None:
-    """For the way back, if they are not many."""
-    return kernel if kernel.numel() <= MANY else None
-
-
 def _by_torch(gradient: Tensor, x: Tensor, kernel: Tensor, stride: int, asked: list[bool]) -> Any:
     """Both and a bias' gradient, those that are asked for."""
     back = torch.ops.aten.convolution_backward
@@ -90,7 +84,7 @@ class _Conv(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
         x = picture(x)
         kernel = _kernel(weight, x, stride)
-        ctx.save_for_backward(x, _kept(kernel))
+        ctx.save_for_backward(x, kept(kernel))
         ctx.stride, ctx.weights = stride, (weight, bias)
         return _convolved(x, kernel, bias, stride)
 
@@ -160,8 +154,8 @@ class _Residual(torch.autograd.Function):
             beside_bias,
         )  # fmt: skip
         ctx.save_for_backward(
-            x, time, of_time, said, shift, before, before_bias, *told, raised, _kept(kernel), inner, after, after_bias,
-            *told_again, again, _kept(last), across,
+            x, time, of_time, said, shift, before, before_bias, *told, raised, kept(kernel), inner, after, after_bias,
+            *told_again, again, kept(last), across,
         )  # fmt: skip
         return y
 

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import Conv2d, GroupNorm, LayerNorm, Linear
 
+MANY = 1 << 21  # weights of a layer that are not kept as bf16 for the way back: to make them once more is little of its work
+
 
 def bare(*layers: Any) -> bool:
     """Whether all are what they say: a layer with an adapter is another class."""
@@ -31,6 +33,11 @@ def matrix(*weights: Tensor) -> Tensor:
     for part, weight in zip(below.split([len(w) for w in weights]), weights, strict=True):
         part.copy_(weight)
     return below
+
+
+def kept(weights: Tensor) -> Tensor | None:
+    """bf16 weights that a layer keeps for the way back: those that are not many."""
+    return weights if weights.numel() <= MANY else None
 
 
 def outer(gradient: Tensor, x: Tensor) -> Tensor:
