@@ -28,6 +28,7 @@ CONFIG = dict(
     up_block_types=("UpDecoderBlock2D",) * 3, mid_block_add_attention=False, force_upcast=False,
 )  # fmt: skip
 BATCH, BROAD = 16, 400  # pictures a step; icons of each set beyond the vocabulary
+HELD_OUT, CENTRED = 64, 512  # pictures that are measured on, and that latents are recentred by
 STEPS, RATES = {"whole": 7500, "decoder": 12_000}, {"whole": 2e-3, "decoder": 1e-3}
 WANDER = 0.03  # spread of the noise on the decoder's latents: a painter's latents are never quite right
 
@@ -95,7 +96,7 @@ def train(part: str, vae: AutoencoderKL, art: dict, out: Path) -> None:
         vae.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         first = state["step"]
-    held_out = batch_of(10**9, 64, art, pairs)
+    held_out = batch_of(10**9, HELD_OUT, art, pairs)
     loss_of = loss_whole if part == "whole" else loss_decoder
     started, shift = time.time(), 0 if part == "whole" else 10**6
     for step in range(first, STEPS[part]):
@@ -161,7 +162,7 @@ def main() -> None:
     train(args.part, vae, art, args.out)
     if args.part == "whole":
         with torch.no_grad():
-            recentre(vae, vae.encode(batch_of(10**9 + 1, 512, art, list(art))).latent_dist.mean)
+            recentre(vae, vae.encode(batch_of(10**9 + 1, CENTRED, art, list(art))).latent_dist.mean)
     with whole(args.out / ("vae" if args.part == "whole" else "vae-sharp")) as folder:
         vae.save_pretrained(folder)
 

@@ -45,16 +45,15 @@ def test_numbers_that_are_read_late_are_the_same(
 
 
 @pytest.mark.usefixtures("late")
-@pytest.mark.parametrize("method", ["full", "lora"])
-def test_a_training_cut_off_ends_with_the_same_bits(tiny_base: Path, tmp_path: Path, material: Material, method: str) -> None:
+def test_a_training_cut_off_ends_with_the_same_bits(tiny_base: Path, tmp_path: Path, material: Material) -> None:
     def fall_over(step: int) -> None:
         if step == 4:
             raise RuntimeError("the power went")
 
-    whole, curve = teach(tiny_base, tmp_path / "whole", material, config(method=method))
+    whole, curve = teach(tiny_base, tmp_path / "whole", material, config())
     with pytest.raises(RuntimeError, match="the power went"):
-        teach(tiny_base, tmp_path / "cut", material, config(method=method), on_sample=fall_over)
-    again, same = teach(tiny_base, tmp_path / "cut", material, config(method=method))
+        teach(tiny_base, tmp_path / "cut", material, config(), on_sample=fall_over)
+    again, same = teach(tiny_base, tmp_path / "cut", material, config())
     assert tensors.digest(again) == tensors.digest(whole) and same == curve
 
 
@@ -113,15 +112,15 @@ def _quick(monkeypatch: pytest.MonkeyPatch, backend: Any) -> None:
 
 
 @OF_DYNAMO
-@pytest.mark.parametrize(("method", "more"), [("full", {"gradient_checkpointing": True}), ("lora", {})])
 def test_compiled_blocks_learn_the_same(
-    tiny_base: Path, tmp_path: Path, material: Material, monkeypatch: pytest.MonkeyPatch, method: str, more: dict[str, Any]
+    tiny_base: Path, tmp_path: Path, material: Material, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(preparation, "CHEAP", 2**60)
-    whole, curve = teach(tiny_base, tmp_path / "plain", material, config(method=method, steps=2, **more))
+    asked = config(steps=2, gradient_checkpointing=True)
+    whole, curve = teach(tiny_base, tmp_path / "plain", material, asked)
     graphs: list[int] = []
     _quick(monkeypatch, lambda graph, inputs: (graphs.append(1), graph.forward)[1])
-    same, again = teach(tiny_base, tmp_path / "compiled", material, config(method=method, steps=2, compile=True, **more))
+    same, again = teach(tiny_base, tmp_path / "compiled", material, asked.model_copy(update={"compile": True}))
     assert 2 < len(graphs) < 40, "each kind of block and shape once, for training alone"
     assert all(torch.allclose(same[n], w, rtol=1e-4, atol=1e-5) for n, w in whole.items())
     events = [row["event"] for row in again if "event" in row]

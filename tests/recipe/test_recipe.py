@@ -2,6 +2,7 @@
 
 import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 
@@ -52,13 +53,17 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """A step or two of everything."""
     learning = dict(batch_size=4, warmup_steps=1, checkpoint_every=1, held_out_every=2, sample_every=2, caption_dropout=0.0)
     monkeypatch.setattr(train_vae, "STEPS", {"whole": 1, "decoder": 1})
-    monkeypatch.setattr(train_vae, "BATCH", 2)
+    for name, count in (("BATCH", 2), ("HELD_OUT", 8), ("CENTRED", 8)):
+        monkeypatch.setattr(train_vae, name, count)
     monkeypatch.setattr(train_towers, "INVENTED", 2)
     monkeypatch.setattr(latents, "HELD_OUT", 2)
     monkeypatch.setattr(train_unet, "LEARNING", Training(steps=2, rehearsal_share=0, **learning))
     monkeypatch.setattr(train_unet, "SHEET_STEPS", 1)
     monkeypatch.setattr(distill, "CONFIG", Training(method="lora", lora_rank=2, steps=1, rehearsal_share=0, **learning))
     monkeypatch.setattr(distill, "HELD_OUT", 2)
+    monkeypatch.setattr(
+        distill, "ProcessPoolExecutor", lambda workers, mp_context: ThreadPoolExecutor(workers)
+    )  # latents has it
     monkeypatch.setattr(pack, "STEPS", 1)
     asked = prompts.card()[:3]
     monkeypatch.setattr(prompts, "card", lambda: asked)

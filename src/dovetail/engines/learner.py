@@ -86,18 +86,12 @@ def teach(
             rate *= lessons.factor
             for group in lessons.optimizer.param_groups:
                 group["lr"] = rate
-            numbers = _gradients(lessons, step, stop())
-            if lessons.late:  # the device is given all its work before anything is asked of it
-                _update(lessons, step)
-                lessons.ahead = (step + 1, *_rows(lessons, step + 1))
-            loss, norm, last = numbers.tolist()
-            if not _sound(lessons, loss, norm):
+            loss, norm, last, sound = _learn(lessons, step, stop())
+            if not sound:
                 back = _roll_back(lessons, step, folder, show)
                 advance(back - step, "")
                 step = back
                 continue
-            if not lessons.late:
-                _update(lessons, step)
             step += 1
             told = {"loss": loss, "gradient_norm": norm, "learning_rate": rate}
             on_step(step, told)
@@ -107,7 +101,7 @@ def teach(
             times.append(time.perf_counter())
             advance(1, f"loss {loss:.3f}  gradient {norm:.2f}  {_speed(config, times)}")
             if last and not _ended(lessons, step):
-                raise _stopped(int(last), step, config)
+                raise _stopped(last, step, config)
     lessons.optimizer.state.clear()  # a large model is written and read back where its averages lay
     machine.give_memory_back()
     weights = {n: a.cpu() for n, a in wholes(lessons, lessons.average, everywhere=True).items()}
@@ -146,6 +140,19 @@ def _speed(config: Training, times: Sequence[float]) -> str:
     """Pictures a second over the latest steps; a pause long ago does not count."""
     pictures = (len(times) - 1) * config.batch_size * config.gradient_accumulation_steps
     return f"{pictures / (times[-1] - times[0]):.0f} pictures/s"
+
+
+def _learn(lessons: Lessons, step: int, stop: int) -> tuple[float, float, int, bool]:
+    """Mean loss and gradient norm of a step, why it is to be the last if it is, and whether the first two are numbers."""
+    numbers = _gradients(lessons, step, stop)
+    if lessons.late:  # the device is given all its work before anything is asked of it
+        _update(lessons, step)
+        lessons.ahead = (step + 1, *_rows(lessons, step + 1))
+    loss, norm, last = numbers.tolist()
+    sound = _sound(lessons, loss, norm)
+    if sound and not lessons.late:
+        _update(lessons, step)
+    return loss, norm, int(last), sound
 
 
 def _gradients(lessons: Lessons, step: int, stop: int) -> Tensor:
