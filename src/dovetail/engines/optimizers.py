@@ -13,7 +13,7 @@ from torch import Tensor
 from dovetail.config import Training
 from dovetail.edges import machine
 from dovetail.engines import sharding
-from dovetail.engines.fused import kernels
+from dovetail.engines.fused import copies, kernels
 from dovetail.errors import BadConfigError
 
 
@@ -97,7 +97,10 @@ class Descent:
             states = [self.optimizer.state.get(p) or self._begin(p) for p in parameters]
             state = [[s[name] for s in states] for name in ("exp_avg", "exp_avg_sq", "step")]
         numbers = group["lr"], group["weight_decay"], *group["betas"], group["eps"], factor, share or 0.0
-        kernels.adamw([p.data for p in parameters], gradients, state, averages, numbers)
+        beside = copies.parts(parameters) if gradients is not None else ()
+        kernels.adamw([p.data for p in parameters], gradients, state, averages, numbers, beside)
+        if gradients is not None:
+            copies.written(parameters)
 
     def _begin(self, parameter: Any) -> dict[str, Tensor]:
         """What is known of a weight before its first step, as PyTorch's own keeps it."""

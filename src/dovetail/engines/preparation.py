@@ -12,7 +12,7 @@ from dovetail.config import Training
 from dovetail.edges import adapters, folders, machine, shapes, words
 from dovetail.edges.models import Models
 from dovetail.engines import attention, compiling, feedforward, optimizers, recomputing, sharding
-from dovetail.engines.fused import blocks
+from dovetail.engines.fused import blocks, copies
 from dovetail.engines.lessons import Lessons
 from dovetail.engines.material import Material
 from dovetail.engines.objective import Objective
@@ -72,6 +72,9 @@ def prepare(
     place = "cpu" if config.ema_on_cpu else models.device
     average = [sharding.local(p).to(place, copy=True) if config.ema_decay else (p if shard else p.detach()) for p in parameters]
     descent = optimizers.Descent(optimizer, parameters, average if config.ema_decay else None)
+    little = machine.memory_bytes(models.device) // CHEAP
+    if descent.walks and not config.fused_backward and 2 * sum(p.numel() for p in parameters) < little:
+        copies.allow(parameters)
     return Lessons(
         models=models, material=material, config=config, learning_rate=learning_rate, accelerator=accelerator,
         unet=prepared, optimizer=optimizer, descent=descent, parameters=parameters,
@@ -79,7 +82,7 @@ def prepare(
         objective=objective, watch=Stopwatch(models.device), micro=None, unet_config=unet_config, sharded=shard,
         late=LATE[models.device.type],
         within=optimizers.Within(parameters, descent) if config.fused_backward else None,
-        packed=optimizers.packed(unet, descent, config, accelerator, machine.memory_bytes(models.device) // CHEAP),
+        packed=optimizers.packed(unet, descent, config, accelerator, little),
     )  # fmt: skip
 
 

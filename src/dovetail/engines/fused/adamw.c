@@ -81,11 +81,16 @@ static inline __attribute__((always_inline)) void step(float *p, const void *g, 
     }
 }
 
+static inline uint16_t half_of(float x) { /* bf16, the nearest, ties to even; a NaN stays one */
+    union { float number; uint32_t bits; } at = {.number = x};
+    return x != x ? 0x7fc0 : (uint16_t)((at.bits + 0x7fff + ((at.bits >> 16) & 1)) >> 16);
+}
+
 /* AdamW (Loshchilov and Hutter 2019, algorithm 2) of `count` weights whose gradients are scaled by `factor`, and their averages
  * moved towards them by `share`; each counts its own steps. Without gradients only the averages move; where there is no average,
- * none does. */
+ * none does. `copies` are bf16 ones of the weights, where there are any. */
 void adamw(float **weights, const void **gradients, float **first, float **second, float **steps, float **averages,
-           const long *sizes, long count, float rate, float decay, double beta1, double beta2, float eps, float factor,
+           uint16_t **copies, const long *sizes, long count, float rate, float decay, double beta1, double beta2, float eps, float factor,
            float share, int half) {
     long chunks = 0;
     for (long n = 0; n < count; n++) {
@@ -108,6 +113,11 @@ void adamw(float **weights, const void **gradients, float **first, float **secon
                 };
                 if (half) step(p, gradients[n], first[n], second[n], how, here.from, here.size, 1);
                 else step(p, gradients[n], first[n], second[n], how, here.from, here.size, 0);
+                if (copies && copies[n]) {
+                    uint16_t *copy = copies[n];
+#pragma omp simd
+                    for (long i = here.from; i < here.from + here.size; i++) copy[i] = half_of(p[i]);
+                }
             }
             if (averages) {
                 float *a = averages[n];

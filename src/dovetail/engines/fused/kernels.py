@@ -34,7 +34,7 @@ TOLD: dict[str, list[Any]] = {  # what each is told
     "move_heads": [POINTER] * 2 + [LONG] * 5 + [INT],
     "attend": [POINTER] * 9 + [LONG] * 8 + [FLOAT, INT],
     "norms": [POINTER] * 4 + [LONG, INT],
-    "adamw": [POINTER] * 7 + [LONG] + [FLOAT] * 2 + [DOUBLE] * 2 + [FLOAT] * 3 + [INT],
+    "adamw": [POINTER] * 8 + [LONG] + [FLOAT] * 2 + [DOUBLE] * 2 + [FLOAT] * 3 + [INT],
 }
 
 
@@ -238,14 +238,14 @@ def norms(tensors: Sequence[Tensor]) -> Tensor:
 
 def adamw(
     weights: Sequence[Tensor], gradients: Sequence[Tensor] | None, state: Sequence[Sequence[Tensor]],
-    averages: Sequence[Tensor] | None, numbers: tuple[float, ...],
+    averages: Sequence[Tensor] | None, numbers: tuple[float, ...], copies: Sequence[Tensor | None] = (),
 ) -> None:  # fmt: skip
-    """A step of float32 weights by their gradients (all float32 or all bf16), and of their averages.
+    """A step of float32 weights by their gradients (all float32 or all bf16), of their averages, and of bf16 copies.
 
     `state` are first and second moments and steps done; `numbers` are learning rate, weight decay, both betas, epsilon, and
     what the gradients are scaled and the averages moved by.
     """
-    lists = [_all(x) for x in (weights, gradients, *(state or (None, None, None)), averages)]
+    lists = [_all(x) for x in (weights, gradients, *(state or (None, None, None)), averages, copies or None)]
     sizes = (ctypes.c_long * len(weights))(*[w.numel() for w in weights])
     _functions().adamw(*lists, sizes, len(weights), *numbers, _half(gradients or []))
 
@@ -254,5 +254,5 @@ def _half(tensors: Sequence[Tensor]) -> bool:
     return any(x.dtype == torch.bfloat16 for x in tensors)
 
 
-def _all(tensors: Sequence[Tensor] | None) -> Any:
-    return None if tensors is None else (ctypes.c_void_p * len(tensors))(*[x.data_ptr() for x in tensors])
+def _all(tensors: Sequence[Tensor | None] | None) -> Any:
+    return None if tensors is None else (ctypes.c_void_p * len(tensors))(*_at(*tensors))

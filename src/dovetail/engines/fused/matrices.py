@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import Conv2d, GroupNorm, LayerNorm, Linear
 
+from dovetail.engines.fused import copies
+
 MANY = 1 << 21  # weights of a layer that are not kept as bf16 for the way back: to make them once more is little of its work
 
 
@@ -26,7 +28,9 @@ def tokens(x: Tensor) -> Tensor:
 
 
 def matrix(*weights: Tensor) -> Tensor:
-    """Weights (out, in) below each other, bf16; those of a convolution of one place are such weights, too."""
+    """Weights (out, in) below each other, bf16; those of a convolution are such weights (out, in places), too."""
+    if (copy := copies.of(weights)) is not None:
+        return copy
     if len(weights) == 1:
         return weights[0].flatten(1).to(torch.bfloat16)
     below = torch.empty(sum(map(len, weights)), weights[0].shape[1], dtype=torch.bfloat16)
