@@ -33,9 +33,9 @@ def matrix(*weights: Tensor) -> Tensor:
         return copy
     if len(weights) == 1:
         return weights[0].flatten(1).to(torch.bfloat16)
-    below = torch.empty(sum(map(len, weights)), weights[0].shape[1], dtype=torch.bfloat16)
+    below = torch.empty(sum(map(len, weights)), weights[0][0].numel(), dtype=torch.bfloat16)
     for part, weight in zip(below.split([len(w) for w in weights]), weights, strict=True):
-        part.copy_(weight)
+        part.copy_(weight.flatten(1))
     return below
 
 
