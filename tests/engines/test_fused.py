@@ -121,11 +121,12 @@ def test_attention_of_narrow_heads(n: int, m: int, d: int, spread: float) -> Non
 
 
 @pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("width", [40, 80], ids=["fewer channels than places", "more"])
 @pytest.mark.parametrize("places", [0, 1 << 30], ids=["PyTorch's", "as products"])
-def test_convolutions_either_way(monkeypatch: pytest.MonkeyPatch, places: int, stride: int) -> None:
+def test_convolutions_either_way(monkeypatch: pytest.MonkeyPatch, places: int, width: int, stride: int) -> None:
     monkeypatch.setattr(convolutions, "FEW", places)
     monkeypatch.setattr(convolutions, "SOME", places)
-    layer = torch.nn.Conv2d(24, 40, 3, stride, 1)
+    layer = torch.nn.Conv2d(24, width, 3, stride, 1)
     x = chance(2, 24, 5, 6).requires_grad_()
     weights = [p.detach().bfloat16().double() for p in layer.parameters()]
     with torch.autocast("cpu", torch.bfloat16):

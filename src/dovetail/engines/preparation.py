@@ -37,10 +37,10 @@ def prepare(
         machine.hold_memory()
         models.unet.set_attn_processor(attention.CacheAttention())
         feedforward.in_pieces(models.unet)
-    elif models.device.type == "cuda":
-        models.unet.to(memory_format=torch.channels_last)  # as its matrix units want pictures
     models.prediction = config.prediction_type
     shard = sharding.asked(os.environ) or shard
+    if models.device.type == "cuda" and not shard:  # FSDP wants weights that are plain
+        models.unet.to(memory_format=torch.channels_last)  # as a GPU's matrix units want pictures
     accelerator = _accelerator(models, config, show)
     if config.fused_backward and (accelerator.num_processes > 1 or accelerator.scaler is not None):
         raise BadConfigError("fused_backward wants one process and no fp16", do="leave it, or take mixed_precision bf16")
