@@ -50,12 +50,15 @@ static inline floats some_of(const float *at, long first, long count) {
     return _mm512_maskz_loadu_ps(those_of(count - first), at + first);
 }
 
+static inline __m512i rows_at(long step) { /* bytes to where each of 16 rows begins */
+    return _mm512_mullo_epi32(_mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0),
+                              _mm512_set1_epi32((int)(2 * step)));
+}
+
 /* Lanes are rows, numbers of a row one below the other. */
 static inline void store(bf16 *to, long step, long first, long count, long d, const floats *sums, floats factor) {
-    __m512i at = _mm512_mullo_epi32(_mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0),
-                                    _mm512_set1_epi32((int)(2 * step)));
     for (long i = 0; i < d; i += 2)
-        _mm512_mask_i32scatter_epi32(to + first * step + i, those_of(count - first), at,
+        _mm512_mask_i32scatter_epi32(to + first * step + i, those_of(count - first), rows_at(step),
                                      paired(_mm512_mul_ps(sums[i], factor), _mm512_mul_ps(sums[i + 1], factor)), 1);
 }
 

@@ -42,10 +42,8 @@ static inline __m512i row_of(const bf16 *x, long d) { return _mm512_maskz_loadu_
 
 /* Pair `i` of 16 rows from `first` on, zero where there is none. */
 static inline __m512i pair_of(const bf16 *x, long step, long first, long count, long i) {
-    __m512i at = _mm512_mullo_epi32(_mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0),
-                                    _mm512_set1_epi32((int)(2 * step)));
     if (first >= count) return _mm512_setzero_si512();
-    return _mm512_mask_i32gather_epi32(_mm512_setzero_si512(), those_of(count - first), at, x + first * step + 2 * i, 1);
+    return _mm512_mask_i32gather_epi32(_mm512_setzero_si512(), those_of(count - first), rows_at(step), x + first * step + 2 * i, 1);
 }
 
 /* Rows as left sides: (count, 32). */
