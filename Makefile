@@ -10,7 +10,7 @@ demo: install
 
 ## test: the whole suite, two files at a time
 test: install
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n 2 --dist loadfile -m "not cluster"
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not cluster"
 
 ## test-cluster: what Ray is slow to start: lost workers, several processes behind one address; two minutes more
 test-cluster: install
