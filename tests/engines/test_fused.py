@@ -124,6 +124,7 @@ def test_attention_of_narrow_heads(n: int, m: int, d: int, spread: float) -> Non
 @pytest.mark.parametrize("width", [40, 80], ids=["fewer channels than places", "more"])
 @pytest.mark.parametrize("places", [0, 1 << 30], ids=["PyTorch's", "as products"])
 def test_convolutions_either_way(monkeypatch: pytest.MonkeyPatch, places: int, width: int, stride: int) -> None:
+    monkeypatch.setattr(kernels, "tiles", lambda: None)
     monkeypatch.setattr(convolutions, "FEW", places)
     monkeypatch.setattr(convolutions, "SOME", places)
     layer = torch.nn.Conv2d(24, width, 3, stride, 1)
@@ -180,12 +181,14 @@ def learnt(unet: UNet2DConditionModel, exact: bool = False, context: bool = Fals
     return [x for x in found if x is not None]
 
 
-@pytest.mark.parametrize("way", ["as it is", "wide heads", "inner width in pieces", "all as products"])
+@pytest.mark.parametrize("way", ["as it is", "wide heads", "inner width in pieces", "without tiles", "all as products"])
 def test_a_unet_is_as_near_to_the_truth_as_diffusers(tiny_base: Path, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
     if way == "wide heads":
         monkeypatch.setattr(kernels, "narrow", lambda width: False)
     if way == "inner width in pieces":
         monkeypatch.setattr(feedforward, "MUCH", 0)
+    if way in ("without tiles", "all as products"):
+        monkeypatch.setattr(kernels, "tiles", lambda: None)
     if way == "all as products":
         monkeypatch.setattr(convolutions, "FEW", 1 << 30)
         monkeypatch.setattr(convolutions, "SOME", 1 << 30)

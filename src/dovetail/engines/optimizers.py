@@ -98,7 +98,7 @@ class Descent:
             state = [[s[name] for s in states] for name in ("exp_avg", "exp_avg_sq", "step")]
         numbers = group["lr"], group["weight_decay"], *group["betas"], group["eps"], factor, share or 0.0
         beside = copies.parts(parameters) if gradients is not None else ()
-        kernels.adamw([p.data for p in parameters], gradients, state, averages, numbers, beside)
+        kernels.adamw(parameters, gradients, state, averages, numbers, beside)
         if gradients is not None:
             copies.written(parameters)
 

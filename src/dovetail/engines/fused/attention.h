@@ -23,6 +23,10 @@ struct head { /* of one picture */
     float scale;
 };
 
+/* A tile is read from `at`, rows `step` bytes from each other. (Some compilers' own intrinsic does not say that it reads memory.) */
+#define READ(tile, at, step) \
+    __asm__ volatile("tileloadd (%0,%1,1), %%tmm" #tile ::"r"((const void *)(at)), "r"((long)(step)) : "memory")
+
 static inline float wide(bf16 x) {
     union { uint32_t bits; float number; } at = {.bits = (uint32_t)x << 16};
     return at.number;

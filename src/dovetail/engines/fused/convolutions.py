@@ -5,10 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import Conv2d, GroupNorm, Linear, SiLU
-from torch.nn.functional import conv2d, linear, silu
+from torch.nn.functional import conv2d, silu
 
-from dovetail.engines.fused import kernels
-from dovetail.engines.fused.matrices import bare, handed, kept, matrix, outer, picture, tokens, wanted
+from dovetail.engines.fused import kernels, products
+from dovetail.engines.fused.matrices import bare, handed, kept, matrix, picture, tokens, wanted
+from dovetail.engines.fused.products import linear, outer
 
 FEW = 256  # places of all pictures, up to which a convolution is faster as a matrix product of what each place sees
 SOME = 1024  # the same for the gradient of its weights
@@ -22,26 +23,33 @@ def plain_conv(conv: Any) -> bool:
 
 
 def _kernel(weight: Tensor, x: Tensor, stride: int = 1) -> Tensor:
-    """bf16 weights as they are used: channels last; as they lie, (out, in 9), where there are fewer places than `out`."""
-    return matrix(weight) if _places(x, stride) <= min(FEW, len(weight)) else kernels.to_last(weight)
+    """Weights as they are used: as they lie, (out, in 9), by tiles and where there are fewer places than `out`; else bf16,
+    channels last."""
+    if products.tiled() or _places(x, stride) <= min(FEW, len(weight)):
+        return matrix(weight)
+    return kernels.to_last(weight)
 
 
-def _convolved(x: Tensor, kernel: Tensor, bias: Tensor | None, stride: int = 1) -> Tensor:
-    """Of 3 x 3 places, zeros around."""
-    bias = None if bias is None else bias.bfloat16()
-    if kernel.ndim == 2:
-        y = linear(kernels.unfold_plain(x, stride), kernel, bias)
-    elif _places(x, stride) <= FEW:
-        y = linear(kernels.unfold(x, stride), tokens(kernel).flatten(1), bias)
+def _convolved(x: Tensor, kernel: Tensor, bias: Tensor | None, stride: int = 1, beside: Tensor | None = None) -> Tensor:
+    """Of 3 x 3 places, zeros around; and what is beside it, a picture."""
+    if products.tiled():
+        return products.conv(x, kernel, bias, stride, beside)
+    if kernel.ndim == 4 and _places(x, stride) > FEW:
+        y = conv2d(x, kernel, None if bias is None else bias.bfloat16(), stride, 1)
     else:
-        return conv2d(x, kernel, bias, stride, 1)
-    return y.view(len(x), -(-x.shape[2] // stride), -(-x.shape[3] // stride), len(kernel)).permute(0, 3, 1, 2)
+        by = kernel if kernel.ndim == 2 else tokens(kernel).flatten(1)
+        seen = kernels.unfold_plain(x, stride) if kernel.ndim == 2 else kernels.unfold(x, stride)
+        size = len(x), -(-x.shape[2] // stride), -(-x.shape[3] // stride), len(kernel)
+        y = linear(seen, by, bias).view(size).permute(0, 3, 1, 2)
+    return y if beside is None else y.add_(beside)
 
 
 def _to_picture(gradient: Tensor, x: Tensor, kernel: Tensor, stride: int = 1) -> Tensor:
     """Gradient of what was convolved."""
+    if products.tiled():
+        return products.conv_back(gradient, kernel, x, stride)
     if kernel.ndim == 2:
-        return kernels.fold_plain(tokens(gradient).flatten(0, 2) @ kernel, x, stride)
+        return kernels.fold_plain(products.back(tokens(gradient).flatten(0, 2), kernel), x, stride)
     if stride == 1 and _places(x, stride) <= FEW:
         return (kernels.unfold(gradient, 1) @ kernels.turn(kernel)).view(tokens(x).shape).permute(0, 3, 1, 2)
     return _by_torch(gradient, x, kernel, stride, [True, False, False])[0]
@@ -51,6 +59,8 @@ def _to_weights(gradient: Tensor, x: Tensor, weight: Tensor, kernel: Tensor, str
     """Gradient of the weights, as it is wanted, if it is."""
     if not weight.requires_grad:
         return None
+    if products.tiled():
+        return products.conv_outer(gradient, x, stride, wanted(weight))
     if _places(x, stride) <= min(SOME, len(weight)):
         return outer(tokens(gradient), kernels.unfold_plain(x, stride)).view(weight.shape)
     if _places(x, stride) > SOME:
@@ -70,7 +80,7 @@ def _back(
 
 def _by_torch(gradient: Tensor, x: Tensor, kernel: Tensor, stride: int, asked: list[bool]) -> Any:
     """Both and a bias' gradient, those that are asked for."""
-    back = torch.ops.aten.convolution_backward
+    back = torch.ops.aten.convolution_backward.default
     return back(gradient, x, kernel, None, [stride, stride], [1, 1], [1, 1], False, [0, 0], 1, asked)
 
 
@@ -136,19 +146,16 @@ class _Residual(torch.autograd.Function):
         if time is not None and by_time is not None and by_time_bias is not None:
             time = time.to(torch.bfloat16)
             of_time, said = matrix(by_time), silu(time)
-            shift = linear(said, of_time, by_time_bias.bfloat16())
+            shift = linear(said, of_time, by_time_bias)
         in_groups, in_eps, out_groups, out_eps = norms
         raised, *told = kernels.group_norm(x, None, before, before_bias, in_groups, in_eps, True)
         kernel = _kernel(first, x)
         inner = _convolved(raised, kernel, first_bias)
         again, *told_again = kernels.group_norm(inner, shift, after, after_bias, out_groups, out_eps, True)
         last = _kernel(second, x)
-        y = _convolved(again, last, second_bias)
         across = None if beside is None else matrix(beside)
-        if across is None or beside_bias is None:
-            tokens(y).add_(tokens(x))
-        else:
-            tokens(y).add_(linear(tokens(x), across, beside_bias.bfloat16()))
+        aside = x if across is None else linear(tokens(x), across, beside_bias).permute(0, 3, 1, 2)
+        y = _convolved(again, last, second_bias, beside=aside)
         ctx.weights = (
             by_time, by_time_bias, before, before_bias, first, first_bias, after, after_bias, second, second_bias, beside,
             beside_bias,
@@ -170,7 +177,7 @@ class _Residual(torch.autograd.Function):
         to_inner, to_shift, to_after, to_after_bias = kernels.group_norm_back(
             to_again, inner, shift, after, after_bias, mean_again, rstd_again, True
         )
-        aside = gradient if across is None else (tokens(gradient) @ across).permute(0, 3, 1, 2)
+        aside = gradient if across is None else products.back(tokens(gradient), across).permute(0, 3, 1, 2)
         to_raised, to_first = _back(to_inner, raised, ctx.weights[4], kernel)
         to_x, _, to_before, to_before_bias = kernels.group_norm_back(
             to_raised, x, None, before, before_bias, mean, rstd, True, aside
@@ -178,14 +185,14 @@ class _Residual(torch.autograd.Function):
         to_time = to_by_time = to_by_time_bias = None
         if to_shift is not None:
             to_by_time_bias, to_shift = to_shift.sum(0), to_shift.bfloat16()
-            to_by_time = outer(to_shift, said)
-            to_time = torch.ops.aten.silu_backward(to_shift @ of_time, time) if needs[1] else None
+            to_by_time = outer(to_shift, said, wanted(ctx.weights[0]))
+            to_time = torch.ops.aten.silu_backward.default(products.back(to_shift, of_time), time) if needs[1] else None
         to_last_bias = kernels.sum_rows(tokens(gradient)) if needs[12] or needs[14] else None
         to_beside_bias = None if to_last_bias is None else to_last_bias.clone()  # each keeps its own
         weights = (
             to_by_time, to_by_time_bias, to_before, to_before_bias, to_first,
             kernels.sum_rows(tokens(to_inner)) if needs[8] else None, to_after, to_after_bias, to_second, to_last_bias,
-            outer(tokens(gradient), tokens(x)) if needs[13] else None, to_beside_bias,
+            outer(tokens(gradient), tokens(x), wanted(ctx.weights[10])) if needs[13] else None, to_beside_bias,
         )  # fmt: skip
         return to_x, to_time, None, *handed(ctx.weights, weights)
 

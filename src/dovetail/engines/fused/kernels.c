@@ -19,32 +19,39 @@ static inline bf16 narrow(float x) { /* to the nearest, ties to even */
     return (bf16)((at.bits + 0x7fff + ((at.bits >> 16) & 1)) >> 16);
 }
 
-static inline float exponential(float x) { /* 2^n times a polynomial in the rest; relative error 2e-7 */
-    x = x > 88.f ? 88.f : x;
-    x = x < -87.f ? -87.f : x;
-    float whole = (x * 1.44269504f + 12582912.f) - 12582912.f;
-    float rest = x - whole * 0.693359375f + whole * 2.12194440e-4f;
-    float seen = 1.98756915e-4f;
-    seen = seen * rest + 1.39819995e-3f;
-    seen = seen * rest + 8.33345190e-3f;
-    seen = seen * rest + 4.16657960e-2f;
-    seen = seen * rest + 1.66666655e-1f;
-    seen = seen * rest + 5.00000012e-1f;
-    seen = seen * rest * rest + rest + 1.f;
-    union { int32_t bits; float number; } power = {.bits = ((int32_t)whole + 127) << 23};
-    return seen * power.number;
+static inline float exponential(float x) { /* 2^n times a polynomial in the rest; relative error 1e-6 */
+    x = x > 80.f ? 80.f : x;
+    x = x < -80.f ? -80.f : x;
+    union { float number; uint32_t bits; } sum = {.number = x * 1.44269504f + 12582912.f}, seen; /* its last bits are n */
+    float rest = x * 1.44269504f - (sum.number - 12582912.f);
+    seen.number = 1.32764713e-3f;
+    seen.number = seen.number * rest + 9.67554189e-3f;
+    seen.number = seen.number * rest + 5.55071309e-2f;
+    seen.number = seen.number * rest + 2.40221202e-1f;
+    seen.number = seen.number * rest + 6.93146944e-1f;
+    seen.number = seen.number * rest + 1.00000012f;
+    seen.bits += sum.bits << 23;
+    return seen.number;
 }
 
-static inline float sigmoid(float x) { return 1.f / (1.f + exponential(-x)); }
+static inline float reciprocal(float x) { /* of a positive number; Newton's steps from a guess */
+    union { float number; uint32_t bits; } seen = {.number = x};
+    seen.bits = 0x7ef311c3 - seen.bits;
+    seen.number *= 2.f - x * seen.number;
+    seen.number *= 2.f - x * seen.number;
+    return seen.number * (2.f - x * seen.number);
+}
+
+static inline float sigmoid(float x) { return reciprocal(1.f + exponential(-x)); }
 
 static inline float silu_slope(float x) {
     float share = sigmoid(x);
     return share * (1.f + x * (1.f - share));
 }
 
-/* The normal distribution below x; `bell` is exp(-x^2 / 2) (Abramowitz and Stegun, 7.1.26; error 1e-7). */
+/* The normal distribution below x; `bell` is exp(-x^2 / 2) (Abramowitz and Stegun, 7.1.26; error 1e-6). */
 static inline float below(float x, float bell) {
-    float size = x < 0.f ? -x : x, t = 1.f / (1.f + 0.23164190f * size);
+    float size = x < 0.f ? -x : x, t = reciprocal(1.f + 0.23164190f * size);
     float tail = 0.5f * bell * t * (0.254829592f + t * (-0.284496736f + t * (1.421413741f + t * (-1.453152027f + t * 1.061405429f))));
     return x < 0.f ? tail : 1.f - tail;
 }
@@ -222,31 +229,45 @@ void group_norm_back(const bf16 *dy, const bf16 *x, const bf16 *shift, const flo
     add_up(sums + b * c, to_gamma, b, c);
 }
 
+#define FEW 8 /* rows */
+
 /* y = ((x + delta) - mean) rstd gamma + beta, mean and rstd those of a row (Ba et al. 2016, eq. 4); `whole` is x + delta. */
 void layer_norm(const bf16 *x, const bf16 *delta, bf16 *whole, const float *gamma, const float *beta, bf16 *y, float *mean,
                 float *rstd, long rows, long c, float eps) {
 #pragma omp parallel for schedule(static) if (rows * c > 8192)
-    for (long row = 0; row < rows; row++) {
-        const bf16 *at = x + row * c;
-        if (delta) {
-#pragma omp simd
-            for (long i = 0; i < c; i++) whole[row * c + i] = narrow(wide(at[i]) + wide(delta[row * c + i]));
-            at = whole + row * c;
+    for (long first = 0; first < rows; first += FEW) { /* a few at a time: what one waits for, another is added up */
+        long last = first + FEW < rows ? first + FEW : rows;
+        float sum[FEW], squares[FEW];
+        for (long row = first; row < last; row++) {
+            const bf16 *at = x + row * c;
+            float found = 0;
+            if (delta) {
+#pragma omp simd reduction(+ : found)
+                for (long i = 0; i < c; i++) {
+                    bf16 both = narrow(wide(at[i]) + wide(delta[row * c + i]));
+                    whole[row * c + i] = both;
+                    found += wide(both);
+                }
+            } else
+#pragma omp simd reduction(+ : found)
+                for (long i = 0; i < c; i++) found += wide(at[i]);
+            sum[row - first] = found / c;
         }
-        float sum = 0, squares = 0;
-#pragma omp simd reduction(+ : sum)
-        for (long i = 0; i < c; i++) sum += wide(at[i]);
-        float middle = sum / c;
-#pragma omp simd reduction(+ : squares)
-        for (long i = 0; i < c; i++) {
-            float off = wide(at[i]) - middle;
-            squares += off * off;
+        const bf16 *from = delta ? whole : x;
+        for (long row = first; row < last; row++) {
+            float middle = sum[row - first], found = 0;
+#pragma omp simd reduction(+ : found)
+            for (long i = 0; i < c; i++) {
+                float off = wide(from[row * c + i]) - middle;
+                found += off * off;
+            }
+            squares[row - first] = 1 / sqrtf(found / c + eps);
         }
-        float scale = 1 / sqrtf(squares / c + eps);
-        mean[row] = middle;
-        rstd[row] = scale;
+        for (long row = first; row < last; row++) {
+            float middle = mean[row] = sum[row - first], scale = rstd[row] = squares[row - first];
 #pragma omp simd
-        for (long i = 0; i < c; i++) y[row * c + i] = narrow((wide(at[i]) - middle) * scale * gamma[i] + beta[i]);
+            for (long i = 0; i < c; i++) y[row * c + i] = narrow((wide(from[row * c + i]) - middle) * scale * gamma[i] + beta[i]);
+        }
     }
 }
 

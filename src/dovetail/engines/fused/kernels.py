@@ -36,13 +36,21 @@ TOLD: dict[str, list[Any]] = {  # what each is told
     "norms": [POINTER] * 4 + [LONG, INT],
     "adamw": [POINTER] * 8 + [LONG] + [FLOAT] * 2 + [DOUBLE] * 2 + [FLOAT] * 3 + [INT],
 }
+TILES: dict[str, list[Any]] = {  # the same, where the processor has tiles
+    "tile_linear": [POINTER] * 5 + [LONG] * 3 + [INT],
+    "tile_back": [POINTER] * 3 + [LONG] * 3 + [INT],
+    "tile_outer": [POINTER] * 3 + [LONG] * 3 + [INT],
+    "tile_conv": [POINTER] * 5 + [LONG] * 6 + [INT],
+    "tile_conv_back": [POINTER] * 3 + [LONG] * 6 + [INT],
+    "tile_conv_outer": [POINTER] * 3 + [LONG] * 6 + [INT],
+}
 
 
 @cache
 def _functions() -> Any:
     found = compiler.compiled(SOURCES)
     if found is not None:
-        for name, kinds in TOLD.items():
+        for name, kinds in (TOLD | (TILES if hasattr(found, "tile_linear") else {})).items():
             function = getattr(found, name)
             function.argtypes, function.restype = kinds, None
         found.narrow_heads.argtypes = [LONG]
@@ -54,7 +62,15 @@ def there() -> bool:
     return _functions() is not None
 
 
-def _at(*tensors: Tensor | None) -> list[int | None]:
+@cache
+def tiles() -> Any:
+    """The functions in C, where the processor has tiles and its kernel allows them; else None."""
+    found = _functions()
+    return found if found is not None and hasattr(found, "tile_linear") and found.tiles_allowed() else None
+
+
+def at(*tensors: Tensor | None) -> list[int | None]:
+    """Where they are."""
     return [None if x is None else x.data_ptr() for x in tensors]
 
 
@@ -64,7 +80,7 @@ def group_norm(
     """Group norm of x + shift (b, c), then SiLU if asked for; and what the way back wants, (b, groups) each."""
     b, c, h, w = x.shape
     y, mean, rstd = torch.empty_like(x), weight.new_empty(b, groups), weight.new_empty(b, groups)
-    _functions().group_norm(*_at(x, shift, weight, bias, y, mean, rstd), b, h * w, c, groups, eps, silu)
+    _functions().group_norm(*at(x, shift, weight, bias, y, mean, rstd), b, h * w, c, groups, eps, silu)
     return y, mean, rstd
 
 
@@ -76,7 +92,7 @@ def group_norm_back(
     b, c, h, w = x.shape
     dx, sums, by_weight, by_bias = torch.empty_like(x), weight.new_empty(2, b, c), weight.new_empty(c), weight.new_empty(c)
     by_shift = None if shift is None else weight.new_empty(b, c)
-    told = _at(dy, x, shift, weight, bias, mean, rstd, extra, dx, sums, by_shift, by_weight, by_bias)
+    told = at(dy, x, shift, weight, bias, mean, rstd, extra, dx, sums, by_shift, by_weight, by_bias)
     _functions().group_norm_back(*told, b, h * w, c, mean.shape[1], silu)
     return dx, by_shift, by_weight, by_bias
 
@@ -89,7 +105,7 @@ def layer_norm(
     rows = x.numel() // c
     whole, y = x if delta is None else torch.empty_like(x), torch.empty_like(x)
     mean, rstd = weight.new_empty(rows), weight.new_empty(rows)
-    _functions().layer_norm(*_at(x, delta, whole, weight, bias, y, mean, rstd), rows, c, eps)
+    _functions().layer_norm(*at(x, delta, whole, weight, bias, y, mean, rstd), rows, c, eps)
     return whole, y, mean, rstd
 
 
@@ -99,7 +115,7 @@ def layer_norm_back(
     """Gradients of x (plus `extra`), weight and bias."""
     c = x.shape[-1]
     dx, sums, by_weight, by_bias = torch.empty_like(x), weight.new_empty(2, SHARES, c), weight.new_empty(c), weight.new_empty(c)
-    told = _at(dy, x, weight, mean, rstd, extra, dx, sums, by_weight, by_bias)
+    told = at(dy, x, weight, mean, rstd, extra, dx, sums, by_weight, by_bias)
     _functions().layer_norm_back(*told, x.numel() // c, c)
     return dx, by_weight, by_bias
 
@@ -108,14 +124,14 @@ def gated(x: Tensor) -> Tensor:
     """value gelu(gate) of (..., 2 c)."""
     c = x.shape[-1] // 2
     y = x.new_empty(*x.shape[:-1], c)
-    _functions().gated(*_at(x, y), y.numel() // c, c)
+    _functions().gated(*at(x, y), y.numel() // c, c)
     return y
 
 
 def gated_back(dy: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """Gradient of x (..., 2 c), and `gated(x)` once more."""
     dx, y, c = torch.empty_like(x), torch.empty_like(dy), dy.shape[-1]
-    _functions().gated_back(*_at(dy, x, dx, y), dy.numel() // c, c)
+    _functions().gated_back(*at(dy, x, dx, y), dy.numel() // c, c)
     return dx, y
 
 
@@ -123,21 +139,21 @@ def sum_rows(x: Tensor) -> Tensor:
     """(..., c) to (c,), float32."""
     c = x.shape[-1]
     sums, out = torch.empty(SHARES, c), torch.empty(c)
-    _functions().sum_rows(*_at(x, sums, out), x.numel() // c, c)
+    _functions().sum_rows(*at(x, sums, out), x.numel() // c, c)
     return out
 
 
 def to_last(weight: Tensor) -> Tensor:
     """Weights (out, in, h, w) of a convolution, float32 and plain, as bf16 in channels-last layout."""
     last = torch.empty(weight.shape, dtype=torch.bfloat16, memory_format=torch.channels_last)
-    _functions().to_last(*_at(weight, last), *weight.shape[:2], weight[0, 0].numel())
+    _functions().to_last(*at(weight, last), *weight.shape[:2], weight[0, 0].numel())
     return last
 
 
 def from_last(last: Tensor, dtype: torch.dtype) -> Tensor:
     """The other way round, as float32 or bf16."""
     weight = torch.empty(last.shape, dtype=dtype)
-    _functions().from_last(*_at(last, weight), *last.shape[:2], last[0, 0].numel(), dtype == torch.bfloat16)
+    _functions().from_last(*at(last, weight), *last.shape[:2], last[0, 0].numel(), dtype == torch.bfloat16)
     return weight
 
 
@@ -145,7 +161,7 @@ def add_to(total: Tensor, x: Tensor) -> None:
     """bf16 numbers onto float32 ones; others, or what lies otherwise, as PyTorch does it."""
     quick = total.dtype == torch.float32 and x.dtype == torch.bfloat16 and there()
     if quick and total.is_contiguous() and x.is_contiguous():
-        _functions().add_to(*_at(total, x), x.numel())
+        _functions().add_to(*at(total, x), x.numel())
     else:
         total += x
 
@@ -154,7 +170,7 @@ def unfold(x: Tensor, stride: int) -> Tensor:
     """What each place of a convolution of 3 x 3 places sees of a picture, zeros around it: (places, 9 c)."""
     b, c, h, w = x.shape
     y = x.new_empty(b * -(-h // stride) * -(-w // stride), 9 * c)
-    _functions().unfold(*_at(x, y), b, h, w, c, stride)
+    _functions().unfold(*at(x, y), b, h, w, c, stride)
     return y
 
 
@@ -162,7 +178,7 @@ def unfold_plain(x: Tensor, stride: int) -> Tensor:
     """The same in the order of weights that are plain: (places, c 9)."""
     b, c, h, w = x.shape
     y = x.new_empty(b * -(-h // stride) * -(-w // stride), c * 9)
-    _functions().unfold_plain(*_at(x, y), b, h, w, c, stride)
+    _functions().unfold_plain(*at(x, y), b, h, w, c, stride)
     return y
 
 
@@ -170,7 +186,7 @@ def fold_plain(seen: Tensor, like: Tensor, stride: int) -> Tensor:
     """Gradient of a picture such as `like`, of that of what its places saw (places, c 9)."""
     b, c, h, w = like.shape
     x = torch.empty_like(like)
-    _functions().fold_plain(*_at(seen, x), b, h, w, c, stride)
+    _functions().fold_plain(*at(seen, x), b, h, w, c, stride)
     return x
 
 
@@ -178,7 +194,7 @@ def turn(kernel: Tensor) -> Tensor:
     """Weights (out, in, 3, 3) in channels-last layout as the matrix (9 out, in) of their way back."""
     out, c = kernel.shape[:2]
     turned = kernel.new_empty(9 * out, c)
-    _functions().turn(*_at(kernel, turned), out, c)
+    _functions().turn(*at(kernel, turned), out, c)
     return turned
 
 
@@ -186,7 +202,7 @@ def split_heads(tokens: Tensor, parts: int, heads: int) -> Tensor:
     """(b, n, parts heads d) to (parts, b heads, n, d)."""
     b, n, width = tokens.shape
     apart = tokens.new_empty(parts, b * heads, n, width // parts // heads)
-    _functions().move_heads(*_at(tokens, apart), b, n, parts, heads, apart.shape[-1], False)
+    _functions().move_heads(*at(tokens, apart), b, n, parts, heads, apart.shape[-1], False)
     return apart
 
 
@@ -194,7 +210,7 @@ def merge_heads(apart: Tensor, heads: int) -> Tensor:
     """(parts, b heads, n, d) to (b, n, parts heads d)."""
     parts, b, n, d = apart.shape
     tokens = apart.new_empty(b // heads, n, parts * heads * d)
-    _functions().move_heads(*_at(apart, tokens), b // heads, n, parts, heads, d, True)
+    _functions().move_heads(*at(apart, tokens), b // heads, n, parts, heads, d, True)
     return tokens
 
 
@@ -225,14 +241,14 @@ def _attend(
     b, n, width = query.shape
     steps = query.stride(1), key.stride(1), value.stride(1)
     told = b, n, key.shape[1], heads, width // heads, *steps, scale, bool(back)
-    _functions().attend(*_at(query, key, value, out, logs, *(back or (None, None, None, None))), *told)
+    _functions().attend(*at(query, key, value, out, logs, *(back or (None, None, None, None))), *told)
 
 
 def norms(tensors: Sequence[Tensor]) -> Tensor:
     """Of each tensor, all of them float32 or all bf16; infinite where its squares are too large for float32."""
     sizes = [x.numel() for x in tensors]
     room, out = torch.empty(sum(-(-n // CHUNK) for n in sizes), dtype=torch.float64), torch.empty(len(sizes))
-    _functions().norms(_all(tensors), (ctypes.c_long * len(sizes))(*sizes), *_at(room, out), len(sizes), _half(tensors))
+    _functions().norms(_all(tensors), (ctypes.c_long * len(sizes))(*sizes), *at(room, out), len(sizes), _half(tensors))
     return out
 
 
@@ -255,4 +271,4 @@ def _half(tensors: Sequence[Tensor]) -> bool:
 
 
 def _all(tensors: Sequence[Tensor | None] | None) -> Any:
-    return None if tensors is None else (ctypes.c_void_p * len(tensors))(*_at(*tensors))
+    return None if tensors is None else (ctypes.c_void_p * len(tensors))(*at(*tensors))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import Conv2d, GroupNorm, LayerNorm, Linear
 
-from dovetail.engines.fused import copies
+from dovetail.engines.fused import copies, products
 
 MANY = 1 << 21  # weights of a layer that are not kept as bf16 for the way back: to make them once more is little of its work
 
@@ -28,11 +28,11 @@ def tokens(x: Tensor) -> Tensor:
 
 
 def matrix(*weights: Tensor) -> Tensor:
-    """Weights (out, in) below each other, bf16; those of a convolution are such weights (out, in places), too."""
+    """Weights (out, in) below each other, bf16, or one as it is; those of a convolution are (out, in places)."""
     if (copy := copies.of(weights)) is not None:
         return copy
     if len(weights) == 1:
-        return weights[0].flatten(1).to(torch.bfloat16)
+        return weights[0].flatten(1) if products.tiled() else weights[0].flatten(1).to(torch.bfloat16)
     below = torch.empty(sum(map(len, weights)), weights[0][0].numel(), dtype=torch.bfloat16)
     for part, weight in zip(below.split([len(w) for w in weights]), weights, strict=True):
         part.copy_(weight.flatten(1))
@@ -42,11 +42,6 @@ def matrix(*weights: Tensor) -> Tensor:
 def kept(weights: Tensor) -> Tensor | None:
     """bf16 weights that a layer keeps for the way back: those that are not many."""
     return weights if weights.numel() <= MANY else None
-
-
-def outer(gradient: Tensor, x: Tensor) -> Tensor:
-    """Gradient of weights (out, in), bf16, of (..., out) and (..., in)."""
-    return gradient.flatten(0, -2).T @ x.flatten(0, -2)
 
 
 def wanted(weight: Tensor) -> torch.dtype:

@@ -35,7 +35,7 @@ void tiles_end(void) { _tile_release(); }
 
 long tiles_room(long n, long m, long d) {
     long all = padded(n) + padded(m);
-    return 2 * (2 * DEEP + halves(d) * DEEP) * all + 2 * padded(n) * padded(m) + 4 * padded(n);
+    return 2 * (2 * DEEP + halves(d) * DEEP) * all + 2 * padded(n) * padded(m) + 8 * padded(n);
 }
 
 static inline __m512i row_of(const bf16 *x, long d) { return _mm512_maskz_loadu_epi16(d >= 32 ? ~0u : (1u << d) - 1, x); }
@@ -93,19 +93,30 @@ static bf16 *across(bf16 *to, const bf16 *x, long step, long count, long d) {
 /* 32 rows of `left` times tile 2, as float32. */
 static inline void scores_of(const bf16 *left, float *to) {
     _tile_zero(0);
-    _tile_loadd(1, left, 64);
+    READ(1, left, 64);
     _tile_dpbf16ps(0, 1, 2);
     _tile_stored(0, to, 64);
     _tile_zero(3);
-    _tile_loadd(1, left + TILE, 64);
+    READ(1, left + TILE, 64);
     _tile_dpbf16ps(3, 1, 2);
     _tile_stored(3, to + TILE / 2, 64);
 }
 
 static inline void both_of(const bf16 *left[2], const bf16 *right[2], long row, float to[2][TILE]) {
     for (int which = 0; which < 2; which++) {
-        _tile_loadd(2, right[which], 64);
+        READ(2, right[which], 64);
         scores_of(left[which] + row * DEEP, to[which]);
+    }
+}
+
+/* Tiles 4 and 5 get what values (16 or 32 numbers, 32 keys) are seen with those exponentials. */
+static inline void seen_of(const bf16 *value, const pairs *raised, long parts) {
+    READ(6, raised, 64);
+    READ(7, value, 64);
+    _tile_dpbf16ps(4, 7, 6);
+    if (parts > 1) {
+        READ(7, value + TILE, 64);
+        _tile_dpbf16ps(5, 7, 6);
     }
 }
 
@@ -113,7 +124,10 @@ void tiles_there(const struct head *h, char *room, long d) {
     long n = h->n, m = h->m, parts = halves(d);
     bf16 *keys = (bf16 *)room, *asks = as_rows(keys, h->key, h->key_step, m, d);
     bf16 *values = as_lanes(asks, h->query, h->query_step, n, d);
-    turned(values, h->value, h->value_step, m, d);
+    bf16 *last = turned(values, h->value, h->value_step, m, d);
+    int spare = d < parts * LANES; /* a row of ones beside the values gives the sums of what was rounded: where one key is all, it */
+    for (bf16 *at = values + d * DEEP; spare && at < last; at += parts * TILE) /* is seen as it is */
+        for (long i = 0; i < DEEP; i++) at[i] = 0x3f80;
     floats scale = _mm512_set1_ps(h->scale * 1.44269504f), bound = _mm512_set1_ps(longest(h->key, h->key_step, m, d));
     pairs ones = _mm512_set1_epi32(0x3f803f80);
     WIDE float scores[2][TILE];
@@ -126,7 +140,7 @@ void tiles_there(const struct head *h, char *room, long d) {
             size = product(size, at, at);
         }
         floats shift = _mm512_mul_ps(_mm512_mul_ps(_mm512_sqrt_ps(size), bound), scale); /* no score is more: Cauchy, Schwarz */
-        _tile_loadd(2, ask, 64);
+        READ(2, ask, 64);
         if (_mm512_cmp_ps_mask(shift, _mm512_set1_ps(SAFE), _CMP_NLE_UQ)) {
             floats most = _mm512_set1_ps(-3.4e38f);
             for (long j = 0; j < m; j += DEEP) {
@@ -142,35 +156,29 @@ void tiles_there(const struct head *h, char *room, long d) {
             float *seen = scores[j / DEEP % 2];
             pairs *to = both[j / DEEP % 2];
             if (j + DEEP < m) scores_of(keys + (j + DEEP) * DEEP, scores[1 - j / DEEP % 2]); /* while these are raised */
-            for (long i = 0; i < LANES; i++) {
-                floats one = power(_mm512_fmsub_ps(_mm512_load_ps(seen + 2 * i * LANES), scale, shift));
-                floats other = power(_mm512_fmsub_ps(_mm512_load_ps(seen + (2 * i + 1) * LANES), scale, shift));
-                if (j + 2 * i >= m) one = _mm512_setzero_ps();
-                if (j + 2 * i + 1 >= m) other = _mm512_setzero_ps();
-                to[i] = paired(one, other);
-                total[i % 4] = product(total[i % 4], to[i], ones); /* of what was rounded: where one key is all, it is seen as it is */
-            }
-            const bf16 *value = values + j / DEEP * parts * TILE;
-            _tile_loadd(6, to, 64);
-            _tile_loadd(7, value, 64);
-            _tile_dpbf16ps(4, 7, 6);
-            if (parts > 1) {
-                _tile_loadd(7, value + TILE, 64);
-                _tile_dpbf16ps(5, 7, 6);
-            }
+#pragma GCC unroll 16
+            for (int i = 0; i < LANES; i++)
+                to[i] = paired(power(_mm512_fmsub_ps(_mm512_load_ps(seen + 2 * i * LANES), scale, shift)),
+                               power(_mm512_fmsub_ps(_mm512_load_ps(seen + (2 * i + 1) * LANES), scale, shift)));
+            for (long i = m - j; i < DEEP; i++) /* no such keys */
+                to[i / 2] = i % 2 ? _mm512_and_si512(to[i / 2], _mm512_set1_epi32(0xffff)) : _mm512_setzero_si512();
+            if (!spare)
+                for (int i = 0; i < LANES; i++) total[i % 4] = product(total[i % 4], to[i], ones);
+            if (j) seen_of(values + (j / DEEP - 1) * parts * TILE, both[1 - j / DEEP % 2], parts); /* of those before, which are stored by now */
         }
+        seen_of(values + (m - 1) / DEEP * parts * TILE, both[(m - 1) / DEEP % 2], parts);
         _tile_stored(4, sums, 64);
         if (parts > 1) _tile_stored(5, sums + LANES, 64);
-        total[0] = _mm512_add_ps(_mm512_add_ps(total[0], total[1]), _mm512_add_ps(total[2], total[3]));
+        total[0] = spare ? sums[d] : _mm512_add_ps(_mm512_add_ps(total[0], total[1]), _mm512_add_ps(total[2], total[3]));
         store(h->out, h->out_step, first, n, d, sums, _mm512_div_ps(_mm512_set1_ps(1.f), total[0]));
         keep_logs(h, first, shift, total[0]);
     }
 }
 
 /* What a row's 16 scores and gradients of exponentials give: exponentials, and gradients of the scores. */
-static inline floats slope(const float *score, const float *up, floats scale, float log, float less, floats *raised) {
+static inline floats slope(const float *score, const float *up, floats scale, float log, float less, __mmask16 there, floats *raised) {
     *raised = power(_mm512_fmsub_ps(_mm512_load_ps(score), scale, _mm512_set1_ps(log)));
-    return _mm512_mul_ps(*raised, _mm512_sub_ps(_mm512_load_ps(up), _mm512_set1_ps(less)));
+    return _mm512_maskz_mul_ps(there, *raised, _mm512_sub_ps(_mm512_load_ps(up), _mm512_set1_ps(less)));
 }
 
 /* Gradients of keys and values, 16 keys as lanes at a time; those of the scores are kept, (rows, keys), for the queries'. */
@@ -180,8 +188,10 @@ void tiles_back(const struct head *h, char *room, long d) {
     bf16 *query_over = as_rows(up, h->up, h->out_step, n, d), *up_over = turned(query_over, h->query, h->query_step, n, d);
     bf16 *key = turned(up_over, h->up, h->out_step, n, d), *value = as_lanes(key, h->key, h->key_step, m, d);
     bf16 *key_across = as_lanes(value, h->value, h->value_step, m, d), *slopes = across(key_across, h->key, h->key_step, m, d);
-    float *less = (float *)(slopes + padded(n) * wide_m);
+    float *less = (float *)(slopes + padded(n) * wide_m), *logs = less + padded(n);
     products_of_rows(h, d, less);
+    memcpy(logs, h->logs, n * sizeof(float));
+    for (long row = n; row < padded(n); row++) less[row] = 0, logs[row] = 1e30f; /* no such rows: nothing is raised */
     floats scale = _mm512_set1_ps(h->scale * 1.44269504f), plain = _mm512_set1_ps(h->scale), sums[MOST];
     WIDE float scores[2][2][TILE]; /* of queries, and of what is up; these rows' and the next ones' */
     WIDE pairs raised[2][LANES], sloped[2][LANES];
@@ -202,29 +212,28 @@ void tiles_back(const struct head *h, char *room, long d) {
             long now = j / DEEP % 2, over = j / DEEP * parts * TILE;
             bf16 *to = slopes + j * wide_m + first;
             if (j + DEEP < n) both_of(left, right, j + DEEP, scores[1 - now]); /* while these are raised */
-            for (long i = 0; i < LANES; i++) {
-                floats one = _mm512_setzero_ps(), other = one, by_one = one, by_other = one;
+#pragma GCC unroll 8
+            for (int i = 0; i < LANES; i++) {
+                floats one, other;
                 long row = j + 2 * i, at = 2 * i * LANES;
-                if (row < n) by_one = slope(scores[now][0] + at, scores[now][1] + at, scale, h->logs[row], less[row], &one);
+                floats by_one = slope(scores[now][0] + at, scores[now][1] + at, scale, logs[row], less[row], there, &one);
                 at += LANES;
-                if (row + 1 < n) by_other = slope(scores[now][0] + at, scores[now][1] + at, scale, h->logs[row + 1], less[row + 1], &other);
-                by_one = _mm512_maskz_mov_ps(there, by_one);
-                by_other = _mm512_maskz_mov_ps(there, by_other);
+                floats by_other = slope(scores[now][0] + at, scores[now][1] + at, scale, logs[row + 1], less[row + 1], there, &other);
                 raised[now][i] = paired(one, other);
                 sloped[now][i] = paired(by_one, by_other);
-                _mm256_store_si256((__m256i *)(to + 2 * i * wide_m), (__m256i)_mm512_cvtneps_pbh(by_one));
-                _mm256_store_si256((__m256i *)(to + (2 * i + 1) * wide_m), (__m256i)_mm512_cvtneps_pbh(by_other));
+                _mm256_store_si256((__m256i *)(to + 2 * i * wide_m), _mm512_cvtepi32_epi16(sloped[now][i]));
+                _mm256_store_si256((__m256i *)(to + (2 * i + 1) * wide_m), _mm512_cvtepi32_epi16(_mm512_srli_epi32(sloped[now][i], 16)));
             }
-            _tile_loadd(0, raised[now], 64);
-            _tile_loadd(1, up_over + over, 64);
+            READ(0, raised[now], 64);
+            READ(1, up_over + over, 64);
             _tile_dpbf16ps(4, 1, 0);
-            _tile_loadd(3, sloped[now], 64);
-            _tile_loadd(1, query_over + over, 64);
+            READ(3, sloped[now], 64);
+            READ(1, query_over + over, 64);
             _tile_dpbf16ps(5, 1, 3);
             if (parts > 1) {
-                _tile_loadd(1, up_over + over + TILE, 64);
+                READ(1, up_over + over + TILE, 64);
                 _tile_dpbf16ps(6, 1, 0);
-                _tile_loadd(1, query_over + over + TILE, 64);
+                READ(1, query_over + over + TILE, 64);
                 _tile_dpbf16ps(7, 1, 3);
             }
         }
@@ -240,11 +249,11 @@ void tiles_back(const struct head *h, char *room, long d) {
         _tile_zero(5);
         for (long j = 0; j < m; j += DEEP) {
             const bf16 *right = key_across + j / DEEP * parts * TILE;
-            _tile_loadd(0, slopes + first * wide_m + j, 2 * wide_m);
-            _tile_loadd(1, right, 64);
+            READ(0, slopes + first * wide_m + j, 2 * wide_m);
+            READ(1, right, 64);
             _tile_dpbf16ps(4, 0, 1);
             if (parts > 1) {
-                _tile_loadd(1, right + TILE, 64);
+                READ(1, right + TILE, 64);
                 _tile_dpbf16ps(5, 0, 1);
             }
         }
@@ -261,6 +270,17 @@ int tiles_allowed(void) { return 0; }
 void tiles_begin(void) {}
 void tiles_end(void) {}
 long tiles_room(long n, long m, long d) { return n - n + m - m + d - d; }
+/* Tiles 4 and 5 get what values (16 or 32 numbers, 32 keys) are seen with those exponentials. */
+static inline void seen_of(const bf16 *value, const pairs *raised, long parts) {
+    READ(6, raised, 64);
+    READ(7, value, 64);
+    _tile_dpbf16ps(4, 7, 6);
+    if (parts > 1) {
+        READ(7, value + TILE, 64);
+        _tile_dpbf16ps(5, 7, 6);
+    }
+}
+
 void tiles_there(const struct head *h, char *room, long d) { (void)h, (void)room, (void)d; }
 void tiles_back(const struct head *h, char *room, long d) { (void)h, (void)room, (void)d; }
 #endif

@@ -6,11 +6,11 @@ import torch
 from diffusers.models.activations import GEGLU
 from diffusers.models.transformers.transformer_2d import Transformer2DModelOutput
 from torch import Tensor
-from torch.nn.functional import linear
 
 from dovetail.engines import attention, feedforward
-from dovetail.engines.fused import kernels
-from dovetail.engines.fused.matrices import bare, handed, matrix, outer, picture, tokens
+from dovetail.engines.fused import kernels, products
+from dovetail.engines.fused.matrices import bare, handed, matrix, picture, tokens, wanted
+from dovetail.engines.fused.products import linear, outer
 
 
 class _Norms(NamedTuple):
@@ -34,7 +34,7 @@ def _attend(seen: Tensor, over: Tensor | None, into: list[Tensor], heads: int, s
 
 def _attend_back(
     gradient: Tensor, seen: Tensor, over: Tensor | None, into: list[Tensor], heads: int, scale: float, kept: list[Any],
-    need: bool,
+    need: bool, dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor | None, list[Tensor]]:  # fmt: skip
     """Gradients of the tokens, of `over` if it needs one, and of the weights."""
     out, *read = kept
@@ -49,8 +49,9 @@ def _attend_back(
         each = attention.back(apart, scale, query, key, value, found, *told)
         by = [kernels.merge_heads(torch.stack(some), heads) for some in ((each,) if over is None else (each[:1], each[1:]))]
     if over is None:
-        return by[0] @ into[0], None, list(outer(by[0], seen).chunk(3))
-    return by[0] @ into[0], by[1] @ into[1] if need else None, [outer(by[0], seen), *outer(by[1], over).chunk(2)]
+        return products.back(by[0], into[0]), None, list(outer(by[0], seen, dtype).chunk(3))
+    to_over = products.back(by[1], into[1]) if need else None
+    return products.back(by[0], into[0]), to_over, [outer(by[0], seen, dtype), *outer(by[1], over, dtype).chunk(2)]
 
 
 def _head(read: list[Tensor], heads: int) -> int:
@@ -83,22 +84,22 @@ class _Block(torch.autograd.Function):
         _, seen, *stats = kernels.layer_norm(x, None, norm, norm_bias, told.eps[0])
         own, out = [matrix(query, key, value)], matrix(out)
         found, kept = _attend(seen, None, own, told.heads, told.scales[0])
-        x1, seen1, *stats1 = kernels.layer_norm(x, linear(found, out, out_bias.bfloat16()), second, second_bias, told.eps[1])
+        x1, seen1, *stats1 = kernels.layer_norm(x, linear(found, out, out_bias), second, second_bias, told.eps[1])
         cross, onto = [matrix(asks), matrix(keys, values)], matrix(onto)
         found, kept1 = _attend(seen1, context, cross, told.heads, told.scales[1])
-        x2, seen2, *stats2 = kernels.layer_norm(x1, linear(found, onto, onto_bias.bfloat16()), third, third_bias, told.eps[2])
-        into, into_bias, last, last_bias = matrix(into), into_bias.bfloat16(), matrix(last), last_bias.bfloat16()
+        x2, seen2, *stats2 = kernels.layer_norm(x1, linear(found, onto, onto_bias), third, third_bias, told.eps[2])
+        into, last = matrix(into), matrix(last)
         if x.shape[:-1].numel() * into.shape[0] * 2 < feedforward.MUCH:
             wide = linear(seen2, into, into_bias)
-            y = linear(kernels.gated(wide), last, last_bias)
+            y = linear(kernels.gated(wide), last, last_bias, x2)
         else:
-            wide, y = None, feedforward.there(seen2, into, into_bias, last, last_bias)
+            wide, y = None, feedforward.there(seen2, into, into_bias, last, last_bias).add_(x2)
         ctx.told, ctx.weights, ctx.counts = told, weights, (len(kept), len(kept1))
         ctx.save_for_backward(
             context, norm, second, third, x, seen, *stats, *own, out, x1, seen1, *stats1, *cross, onto, x2, seen2, *stats2,
             into, into_bias, last, wide, *kept, *kept1,
         )  # fmt: skip
-        return y.add_(x2)
+        return y
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
@@ -106,6 +107,7 @@ class _Block(torch.autograd.Function):
             context, norm, second, third, x, seen, mean, rstd, own, out, x1, seen1, mean1, rstd1, asks, cross, onto, x2, seen2,
             mean2, rstd2, into, into_bias, last, wide, *kept,
         ) = ctx.saved_tensors  # fmt: skip
+        dtype = wanted(ctx.weights[2])
         told, kept, kept1 = ctx.told, kept[: ctx.counts[0]], kept[ctx.counts[0] :]
         gradient = gradient.contiguous()
         to_last_bias = kernels.sum_rows(gradient)
@@ -113,17 +115,31 @@ class _Block(torch.autograd.Function):
             to_seen, *gated = feedforward.back(gradient, seen2, into, into_bias, last)
             to_into, to_into_bias, to_last = gated[:3]
         else:
-            to_wide, inner = kernels.gated_back(gradient @ last, wide)
-            to_last, to_into, to_into_bias = outer(gradient, inner), outer(to_wide, seen2), kernels.sum_rows(to_wide)
-            to_seen = to_wide @ into
+            to_wide, inner = kernels.gated_back(products.back(gradient, last), wide)
+            to_last, to_into, to_into_bias = (
+                outer(gradient, inner, dtype),
+                outer(to_wide, seen2, dtype),
+                kernels.sum_rows(to_wide),
+            )
+            to_seen = products.back(to_wide, into)
         to_x, to_third, to_third_bias = kernels.layer_norm_back(to_seen, x2, third, mean2, rstd2, gradient)
-        to_onto, to_onto_bias = outer(to_x, kept1[0]), kernels.sum_rows(to_x)
+        to_onto, to_onto_bias = outer(to_x, kept1[0], dtype), kernels.sum_rows(to_x)
         to_seen, to_context, by_cross = _attend_back(
-            to_x @ onto, seen1, context, [asks, cross], told.heads, told.scales[1], kept1, ctx.needs_input_grad[1]
+            products.back(to_x, onto),
+            seen1,
+            context,
+            [asks, cross],
+            told.heads,
+            told.scales[1],
+            kept1,
+            ctx.needs_input_grad[1],
+            dtype,
         )
         to_x, to_second, to_second_bias = kernels.layer_norm_back(to_seen, x1, second, mean1, rstd1, to_x)
-        to_out, to_out_bias = outer(to_x, kept[0]), kernels.sum_rows(to_x)
-        to_seen, _, by_own = _attend_back(to_x @ out, seen, None, [own], told.heads, told.scales[0], kept, False)
+        to_out, to_out_bias = outer(to_x, kept[0], dtype), kernels.sum_rows(to_x)
+        to_seen, _, by_own = _attend_back(
+            products.back(to_x, out), seen, None, [own], told.heads, told.scales[0], kept, False, dtype
+        )
         to_x, to_norm, to_norm_bias = kernels.layer_norm_back(to_seen, x, norm, mean, rstd, to_x)
         found = (
             to_norm, to_norm_bias, *by_own, to_out, to_out_bias, to_second, to_second_bias, *by_cross, to_onto, to_onto_bias,
@@ -187,15 +203,17 @@ class _Project(torch.autograd.Function):
         x, by = x.to(torch.bfloat16).contiguous(), matrix(weight)
         ctx.save_for_backward(x, by)
         ctx.weights = weight, bias
-        y = linear(x, by, bias.bfloat16())
-        return y if beside is None else y.add_(beside)
+        return linear(x, by, bias, beside)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
         x, by = ctx.saved_tensors
         needs, gradient = ctx.needs_input_grad, gradient.contiguous()
-        found = outer(gradient, x) if needs[1] else None, kernels.sum_rows(gradient) if needs[2] else None
-        return gradient @ by if needs[0] else None, *handed(ctx.weights, found), gradient if needs[3] else None
+        found = (
+            outer(gradient, x, wanted(ctx.weights[0])) if needs[1] else None,
+            kernels.sum_rows(gradient) if needs[2] else None,
+        )
+        return products.back(gradient, by) if needs[0] else None, *handed(ctx.weights, found), gradient if needs[3] else None
 
 
 def transformer(
@@ -209,12 +227,24 @@ def transformer(
         return None
     x = picture(x)
     beside = tokens(x).flatten(1, 2)
+    states = None if encoder_hidden_states is None else _half(encoder_hidden_states)
     seen = _Project.apply(tokens(layer.norm(x)).flatten(1, 2), layer.proj_in.weight, layer.proj_in.bias, None)
     for part in layer.transformer_blocks:
-        seen = part(seen, encoder_hidden_states=encoder_hidden_states)
+        seen = part(seen, encoder_hidden_states=states)
     seen = _Project.apply(seen, layer.proj_out.weight, layer.proj_out.bias, beside)
     found = seen.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
     return Transformer2DModelOutput(sample=found) if return_dict else (found,)
+
+
+def _half(states: Tensor) -> Tensor:
+    """Of a prompt as bf16, made once for all transformers of a U-Net that learn nothing of it."""
+    if states.requires_grad or states.dtype == torch.bfloat16:
+        return states
+    version, half = getattr(states, "as_bf16", (None, states))
+    if version != states._version:
+        half = states.to(torch.bfloat16)
+        states.as_bf16 = states._version, half  # type: ignore[attr-defined]
+    return half
 
 
 def plain_transformer(layer: Any) -> bool:

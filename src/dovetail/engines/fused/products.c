@@ -1,0 +1,701 @@
+/* Matrix products of bf16 numbers on a CPU with tiles (AMX), float32 sums.
+ *
+ * A tile has 16 rows of 32 numbers. Both sides of a product are packed into tiles as they are read, a block that the cache holds at
+ * a time (Goto and van de Geijn 2008), so that they may lie in memory as they are: weights in float32, rows or columns of a
+ * matrix, or what the places of a convolution of 3 x 3 places see of a picture. A number is summed in one order, whoever does it. */
+
+#include <stdlib.h>
+
+#include "attention.h"
+
+#if defined(__AVX512BF16__) && defined(__AMX_BF16__)
+#define BLOCK 32 /* rows or columns of four tiles of sums, and numbers of a tile's row */
+#define PAIR 1024 /* numbers of two tiles, those of a block for 32 numbers of the inner side */
+#define DEPTH 256 /* numbers of the inner side that are packed at a time */
+#define CHANNELS 64 /* the same of a convolution's, nine times each */
+#define WIDEST (1 << 18) /* bytes of a row */
+#define TALL 1024 /* rows that a thread takes at most at a time */
+#define BROAD 256 /* columns */
+#define TAPS 9
+
+#ifdef _OPENMP
+int omp_get_max_threads(void);
+#else
+static int omp_get_max_threads(void) { return 1; }
+#endif
+
+enum kind {
+    ALONG, /* (outer, inner): the inner side lies together */
+    ACROSS, /* (inner, outer) */
+    SEEN, /* what places see of a picture: outer are places, inner 9 x c */
+    SEEN_ACROSS, /* the same turned over: outer are 9 x c, 32 channels' nine together, inner are places */
+    KERNEL, /* weights (outer, c, 3, 3), inner 9 x c */
+    KERNEL_BACK /* weights (outer of the way there, outer, 3, 3), turned round, inner 9 x the former */
+};
+
+struct side {
+    const void *at;
+    enum kind kind;
+    long step, outer, inner; /* numbers from row to row; how many of them, 32 for what is left of a tap's */
+    long c; /* channels of a picture, or of weights (.., c, 3, 3) */
+    long height, width, rows, columns, stride, spread; /* a picture's, of the places that see it, and how far apart they are; or how
+        many rows weights have */
+    int single; /* float32 */
+};
+
+struct result {
+    void *at;
+    const float *bias;
+    const bf16 *beside;
+    long step;
+    int kernel, turned, single; /* weights (rows, c, 3, 3) of sums (rows, nine of 32 channels together); columns as rows; float32 */
+};
+
+struct tiles { const bf16 *one, *other; }; /* two, side by side or below each other */
+
+struct laid { /* rows of pictures that are laid out so that what 16 places see is one tile, whatever the tap */
+    long base, places; /* the first of them, counted with one of zeros before each picture and after the last; places of all */
+};
+
+static __m512i spread_words[TAPS][5], gather_words[TAPS][5]; /* see `words` */
+static __mmask32 spread_masks[TAPS][5], gather_masks[TAPS][5];
+
+/* 32 channels' nine weights, 288 numbers: from nine together for a channel to a channel's after each other (`spread`), and back. */
+static void words(void) {
+    static int known = 0;
+    if (known) return;
+    for (int to = 0; to < TAPS; to++)
+        for (int pair = 0; pair < 5; pair++) {
+            uint16_t apart[32], together[32];
+            __mmask32 first = 0, second = 0;
+            for (int lane = 0; lane < 32; lane++) {
+                int word = lane * TAPS + to, place = to * 32 + lane, from = place % TAPS * 32 + place / TAPS;
+                apart[lane] = word % 64, together[lane] = from % 64;
+                if (word / 64 == pair) first |= 1u << lane;
+                if (from / 64 == pair) second |= 1u << lane;
+            }
+            spread_words[to][pair] = _mm512_loadu_si512(apart), gather_words[to][pair] = _mm512_loadu_si512(together);
+            spread_masks[to][pair] = first, gather_masks[to][pair] = second;
+        }
+    known = 1;
+}
+
+static inline void moved(const __m512i from[TAPS + 1], __m512i to[TAPS], const __m512i table[TAPS][5], const __mmask32 masks[TAPS][5]) {
+#pragma GCC unroll 9
+    for (int tap = 0; tap < TAPS; tap++) {
+        __m512i found = _mm512_setzero_si512();
+#pragma GCC unroll 5
+        for (int pair = 0; pair < 5; pair++) {
+            __m512i some = _mm512_permutex2var_epi16(from[2 * pair], table[tap][pair], from[2 * pair + 1]);
+            found = _mm512_mask_mov_epi16(found, masks[tap][pair], some);
+        }
+        to[tap] = found;
+    }
+}
+
+static inline __mmask32 first_of(long count) { return count >= 32 ? ~0u : count <= 0 ? 0 : (1u << count) - 1; }
+
+/* 32 numbers as bf16, or as many as there are. */
+static inline __m512i numbers(const char *at, __mmask32 all, int single) {
+    if (!single) return _mm512_maskz_loadu_epi16(all, at);
+    __m512 low = _mm512_maskz_loadu_ps((__mmask16)all, at), high = _mm512_maskz_loadu_ps((__mmask16)(all >> 16), at + 64);
+    return (__m512i)_mm512_cvtne2ps_pbh(high, low);
+}
+
+static inline void turn_over(__m512i r[16]) { /* 16 x 16 pairs */
+    __m512i t[16];
+#pragma GCC unroll 8
+    for (int i = 0; i < 16; i += 2) t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]), t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+#pragma GCC unroll 4
+    for (int i = 0; i < 16; i += 4) {
+        r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]), r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+        r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]), r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+        t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88), t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
+        t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88), t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+        r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88), r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
+        r[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88), r[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd);
+    }
+}
+
+/* Two rows' numbers as pairs, 16 in each of two registers. */
+static inline void pair_up(__m512i one, __m512i other, __m512i *low, __m512i *high) {
+    const __m512i first = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37, 5, 36, 4, 35,
+                                           3, 34, 2, 33, 1, 32, 0);
+    *low = _mm512_permutex2var_epi16(one, first, other);
+    *high = _mm512_permutex2var_epi16(one, _mm512_add_epi16(first, _mm512_set1_epi16(16)), other);
+}
+
+static inline void stored(bf16 *to, const __m512i rows[16]) {
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; i++) _mm512_store_si512(to + 32 * i, rows[i]);
+}
+
+/* 32 rows of 32 numbers at `row[i] + at`: as rows of two left tiles, as columns of two right ones, .. */
+static inline void rows_left(const char *const row[32], long at, __mmask32 all, int single, bf16 *to) {
+#pragma GCC unroll 32
+    for (int i = 0; i < 32; i++) _mm512_store_si512(to + 32 * i, numbers(row[i] + at, all, single));
+}
+
+static inline void rows_right(const char *const row[32], long at, __mmask32 all, int single, bf16 *to) {
+    for (int part = 0; part < 2; part++) {
+        __m512i r[16];
+#pragma GCC unroll 16
+        for (int i = 0; i < 16; i++) r[i] = numbers(row[16 * part + i] + at, all, single);
+        turn_over(r);
+        stored(to + part * 512, r);
+    }
+}
+
+/* .. and 32 rows that are the inner side, of 32 columns: as two right tiles, as two left ones. */
+static inline void columns_right(const char *const row[32], long at, __mmask32 all, int single, bf16 *to) {
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; i++) {
+        __m512i one = numbers(row[2 * i] + at, all, single), other = numbers(row[2 * i + 1] + at, all, single), low, high;
+        pair_up(one, other, &low, &high);
+        _mm512_store_si512(to + 32 * i, low);
+        _mm512_store_si512(to + 512 + 32 * i, high);
+    }
+}
+
+static inline void columns_left(const char *const row[32], long at, __mmask32 all, int single, bf16 *to) {
+    columns_right(row, at, all, single, to);
+    for (int part = 0; part < 2; part++) {
+        __m512i r[16];
+#pragma GCC unroll 16
+        for (int i = 0; i < 16; i++) r[i] = _mm512_load_si512(to + part * 512 + 32 * i);
+        turn_over(r);
+        stored(to + part * 512, r);
+    }
+}
+
+static const char nothing[WIDEST] __attribute__((aligned(64))) = {0}; /* a row of zeros */
+
+/* Where 32 rows of a matrix begin. */
+static inline void rows_of(const struct side *s, long first, long count, const char *row[32]) {
+    long step = s->step * (s->single ? 4 : 2);
+    const char *at = (const char *)s->at + first * step;
+    for (long i = 0; i < 32; i++) row[i] = i < count ? at + i * step : nothing;
+}
+
+/* Have 32 rows that come next brought nearer. */
+static inline void soon(const struct side *s, long first, long at) {
+    long each = s->single ? 4 : 2;
+    for (long i = first; i < first + 32 && i < (s->kind == ACROSS ? s->inner : s->outer); i++)
+        _mm_prefetch((const char *)s->at + (i * s->step + at) * each, _MM_HINT_T0);
+}
+
+struct places { /* 32 of a convolution: which picture, row and column */
+    int32_t n[32], i[32], j[32];
+};
+
+static inline void places_of(const struct side *s, long first, long count, struct places *p) {
+    int n = (int)(first / (s->rows * s->columns)), rest = (int)(first % (s->rows * s->columns));
+    int i = rest / (int)s->columns, j = rest % (int)s->columns;
+    for (int at = 0; at < 32; at++) {
+        p->n[at] = n, p->i[at] = at < count ? i * (int)s->stride : -9, p->j[at] = j * (int)s->stride;
+        if (++j == s->columns) {
+            j = 0;
+            if (++i == s->rows) i = 0, n++;
+        }
+    }
+}
+
+/* Where the places find what they see through `tap`. */
+static inline void seen_by(const struct side *s, const struct places *p, int tap, const char *row[32]) {
+    __m512i height = _mm512_set1_epi32((int)s->height), width = _mm512_set1_epi32((int)s->width);
+    for (int half = 0; half < 32; half += 16) {
+        __m512i i = _mm512_add_epi32(_mm512_loadu_si512(p->i + half), _mm512_set1_epi32(tap / 3 - 1));
+        __m512i j = _mm512_add_epi32(_mm512_loadu_si512(p->j + half), _mm512_set1_epi32(tap % 3 - 1));
+        __mmask16 there = 0xffff;
+        if (s->spread == 2) {
+            there = _mm512_testn_epi32_mask(_mm512_or_si512(i, j), _mm512_set1_epi32(1));
+            i = _mm512_srai_epi32(i, 1), j = _mm512_srai_epi32(j, 1);
+        }
+        there &= _mm512_cmplt_epu32_mask(i, height) & _mm512_cmplt_epu32_mask(j, width);
+        __m512i place = _mm512_add_epi32(_mm512_mullo_epi32(_mm512_loadu_si512(p->n + half), height), i);
+        place = _mm512_add_epi32(_mm512_mullo_epi32(place, width), j);
+        for (int part = 0; part < 2; part++) {
+            __m512i at = _mm512_cvtepi32_epi64(part ? _mm512_extracti64x4_epi64(place, 1) : _mm512_castsi512_si256(place));
+            at = _mm512_add_epi64(_mm512_mullo_epi64(at, _mm512_set1_epi64(2 * s->step)), _mm512_set1_epi64((long long)s->at));
+            at = _mm512_mask_mov_epi64(_mm512_set1_epi64((long long)nothing), (__mmask8)(there >> 8 * part), at);
+            _mm512_storeu_si512(row + half + 8 * part, at);
+        }
+    }
+}
+
+/* Weights of 32 channels: nine tiles' rows of (outer) row `o`. */
+static inline void taps_of(const struct side *s, long o, long channel, __m512i to[TAPS]) {
+    __m512i from[TAPS + 1];
+    int each = s->single ? 4 : 2;
+    long there = o < s->rows ? (s->c - channel) * TAPS : 0;
+    const char *at = (const char *)s->at + (o * s->step + channel * TAPS) * each;
+    for (int i = 0; i < TAPS; i++) from[i] = numbers(at + 32 * i * each, first_of(there - 32 * i), s->single);
+    from[TAPS] = _mm512_setzero_si512();
+    moved(from, to, spread_words, spread_masks);
+}
+
+/* All nine taps' right tiles for 32 numbers of the inner side; from a tap's to the next one's are `to_tap` numbers. */
+static void kernel_right(const struct side *s, long first, long channel, long to_tap, bf16 *to) {
+    __m512i kept[TAPS][16];
+    for (int part = 0; part < 2; part++) {
+        for (long i = 0; i < 16; i++) {
+            __m512i taps[TAPS];
+            taps_of(s, first + part * 16 + i, channel, taps);
+            for (int tap = 0; tap < TAPS; tap++) kept[tap][i] = taps[tap];
+        }
+        for (int tap = 0; tap < TAPS; tap++) {
+            turn_over(kept[tap]);
+            stored(to + tap * to_tap + part * 512, kept[tap]);
+        }
+    }
+}
+
+static void kernel_back_right(const struct side *s, long first, long from, long to_tap, bf16 *to) {
+    for (long i = 0; i < 16; i++) {
+        __m512i one[TAPS], other[TAPS];
+        taps_of(s, from + 2 * i, first, one);
+        taps_of(s, from + 2 * i + 1, first, other);
+        for (int tap = 0; tap < TAPS; tap++) {
+            bf16 *at = to + (TAPS - 1 - tap) * to_tap + 32 * i;
+            __m512i low, high;
+            pair_up(one[tap], other[tap], &low, &high);
+            _mm512_store_si512(at, low);
+            _mm512_store_si512(at + 512, high);
+        }
+    }
+}
+
+/* The inner side from `from` to `last`, packed: as left tiles of 32 rows from `first` on (inner / 32, 2 tiles), .. */
+static void packed_left(const struct side *s, long first, long from, long last, bf16 *to) {
+    const char *row[32];
+    if (s->kind == ALONG) {
+        rows_of(s, first, s->outer - first, row);
+        for (long k = from; k < last; k += 32, to += PAIR) rows_left(row, 2 * k, first_of(last - k), 0, to);
+    } else {
+        struct places p;
+        places_of(s, first, s->outer - first, &p);
+        for (int tap = 0; tap < TAPS; tap++) {
+            seen_by(s, &p, tap, row);
+            for (long k = from / TAPS; k < last / TAPS; k += 32, to += PAIR) rows_left(row, 2 * k, first_of(s->c - k), 0, to);
+        }
+    }
+}
+
+/* .. of all rows from `first` to `end` (block of 32 rows, inner / 32, 2 tiles), .. */
+static void packed_across(const struct side *s, long first, long end, long from, long last, bf16 *to) {
+    long steps = (last - from + 31) / 32;
+    const char *row[32];
+    for (long k = from; k < last; k += 32, to += PAIR) {
+        rows_of(s, k, last - k, row);
+        for (long i = first; i < end; i += 32) {
+            soon(s, k + 32, i);
+            columns_left(row, 2 * i, first_of(s->outer - i), 0, to + (i - first) / 32 * steps * PAIR);
+        }
+    }
+}
+
+/* .. and as right tiles of columns `first` to `end` (block of 32 columns, inner / 32, 2 tiles). */
+static void packed_right(const struct side *s, long first, long end, long from, long last, bf16 *to) {
+    long steps = (last - from + 31) / 32, each = s->single ? 4 : 2;
+    const char *row[32];
+    if (s->kind == SEEN_ACROSS) {
+        for (long k = from; k < last; k += 32, to += PAIR) {
+            struct places p;
+            places_of(s, k, last - k, &p);
+            for (int tap = 0; tap < TAPS; tap++) {
+                seen_by(s, &p, tap, row);
+                for (long block = first / 32 + tap; block < end / 32; block += TAPS)
+                    columns_right(row, 2 * (block / TAPS * 32), first_of(s->c - block / TAPS * 32), 0, to + (block - first / 32) * steps * PAIR);
+            }
+        }
+        return;
+    }
+    if (s->kind == ACROSS) {
+        for (long k = from; k < last; k += 32, to += PAIR) {
+            rows_of(s, k, last - k, row);
+            for (long column = first; column < end; column += BLOCK) {
+                soon(s, k + 32, column);
+                columns_right(row, each * column, first_of(s->outer - column), s->single, to + (column - first) / 32 * steps * PAIR);
+            }
+        }
+        return;
+    }
+    for (long column = first; column < end; column += BLOCK) {
+        if (s->kind == ALONG) {
+            rows_of(s, column, s->outer - column, row);
+            for (long k = from; k < last; k += 32, to += PAIR) rows_right(row, each * k, first_of(last - k), s->single, to);
+        } else {
+            long count = (last - from) / TAPS, tap = count / 32 * PAIR;
+            for (long k = 0; k < count; k += 32, to += PAIR)
+                if (s->kind == KERNEL) kernel_right(s, column, from / TAPS + k, tap, to);
+                else kernel_back_right(s, column, from / TAPS + k, tap, to);
+            to += (TAPS - 1) * tap;
+        }
+    }
+}
+
+/* Four tiles of sums of two left and two right tiles, `steps` times; they go on from what is there unless they `begin`. */
+static inline void multiplied(const struct tiles *left, const struct tiles *right, long steps, float *sums, int begin) {
+    if (begin) {
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+    } else {
+        READ(0, sums, 64);
+        READ(1, sums + 256, 64);
+        READ(2, sums + 512, 64);
+        READ(3, sums + 768, 64);
+    }
+    for (long k = 0; k < steps; k++) {
+        READ(4, left[k].one, 64);
+        READ(6, right[k].one, 64);
+        READ(7, right[k].other, 64);
+        READ(5, left[k].other, 64);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+    }
+    _tile_stored(0, sums, 64);
+    _tile_stored(1, sums + 256, 64);
+    _tile_stored(2, sums + 512, 64);
+    _tile_stored(3, sums + 768, 64);
+}
+
+static inline floats widened(__m256i x) { return (floats)_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16); }
+
+/* 32 numbers of a row, bf16 ones as they are wanted. */
+static inline void put(const struct result *r, long at, __mmask32 all, __m512i numbers) {
+    if (!r->single) {
+        _mm512_mask_storeu_epi16((bf16 *)r->at + at, all, numbers);
+        return;
+    }
+    _mm512_mask_storeu_ps((float *)r->at + at, (__mmask16)all, widened(_mm512_castsi512_si256(numbers)));
+    _mm512_mask_storeu_ps((float *)r->at + at + 16, (__mmask16)(all >> 16), widened(_mm512_extracti64x4_epi64(numbers, 1)));
+}
+
+/* A block of sums, rows from `row` and columns from `column` on, as they are wanted. */
+static inline void written(const struct result *r, const float *sums, long row, long column, long rows, long columns) {
+    __mmask32 all = first_of(columns - column);
+    __mmask16 low = (__mmask16)all, high = (__mmask16)(all >> 16);
+    if (!r->bias && !r->beside && !r->single && all == ~0u) {
+        for (long i = 0; i < 32 && row + i < rows; i++) {
+            const float *at = sums + i / 16 * 512 + i % 16 * 16;
+            _mm512_storeu_si512((bf16 *)r->at + (row + i) * r->step + column, (__m512i)_mm512_cvtne2ps_pbh(_mm512_load_ps(at + 256), _mm512_load_ps(at)));
+        }
+        return;
+    }
+    floats one = _mm512_setzero_ps(), other = one;
+    if (r->bias) one = _mm512_maskz_loadu_ps(low, r->bias + column), other = _mm512_maskz_loadu_ps(high, r->bias + column + 16);
+    for (long i = 0; i < 32 && row + i < rows; i++) {
+        const float *at = sums + i / 16 * 512 + i % 16 * 16;
+        floats first = _mm512_add_ps(_mm512_load_ps(at), one), second = _mm512_add_ps(_mm512_load_ps(at + 256), other);
+        if (r->beside) {
+            const bf16 *more = r->beside + (row + i) * r->step + column;
+            first = _mm512_add_ps(first, widened(_mm256_maskz_loadu_epi16(low, more)));
+            second = _mm512_add_ps(second, widened(_mm256_maskz_loadu_epi16(high, more + 16)));
+        }
+        put(r, (row + i) * r->step + column, all, (__m512i)_mm512_cvtne2ps_pbh(second, first));
+    }
+}
+
+static void written_turned(const struct result *r, const float *sums, long row, long column, long rows, long columns) {
+    for (int part = 0; part < 2; part++) {
+        __m512i one[16], other[16];
+        for (int i = 0; i < 16; i++) {
+            one[i] = _mm512_load_si512(sums + part * 256 + i * 16);
+            other[i] = _mm512_load_si512(sums + 512 + part * 256 + i * 16);
+        }
+        turn_over(one);
+        turn_over(other);
+        for (long i = 0; i < 16 && column + part * 16 + i < columns; i++)
+            put(r, (column + part * 16 + i) * r->step + row, first_of(rows - row), (__m512i)_mm512_cvtne2ps_pbh((floats)other[i], (floats)one[i]));
+    }
+}
+
+/* Nine blocks of sums, one a tap, of 32 channels from `channel` on. */
+static void written_kernel(const struct result *r, const float *sums, long row, long channel, long rows) {
+    for (long i = 0; i < 32 && row + i < rows; i++) {
+        __m512i from[TAPS + 1], to[TAPS];
+        for (int tap = 0; tap < TAPS; tap++) {
+            const float *at = sums + tap * 1024 + i / 16 * 512 + i % 16 * 16;
+            from[tap] = (__m512i)_mm512_cvtne2ps_pbh(_mm512_load_ps(at + 256), _mm512_load_ps(at));
+        }
+        from[TAPS] = _mm512_setzero_si512();
+        moved(from, to, gather_words, gather_masks);
+        for (int tap = 0; tap < TAPS; tap++) put(r, (row + i) * r->step + channel * TAPS + tap * 32, first_of(r->step - channel * TAPS - tap * 32), to[tap]);
+    }
+}
+
+/* Which rows of pictures the places `first` to `last` see, as they are laid out. */
+static struct laid rows_seen(const struct side *s, long first, long last) {
+    long whole = s->rows * s->columns, all = s->height + 1, from = first / whole * all + first % whole / s->columns;
+    return (struct laid){from, ((last - 1) / whole * all + (last - 1) % whole / s->columns + 3 - from) * s->columns};
+}
+
+static long laid_at(const struct side *s, const struct laid *l, long place) { /* where a place is among them */
+    long whole = s->rows * s->columns, n = place / whole;
+    return (n * (s->height + 1) + 1 - l->base) * s->columns + place % whole;
+}
+
+static const bf16 *laid_row(const struct side *s, long row) { /* of pictures; null of zeros */
+    long n = row / (s->height + 1), i = row % (s->height + 1);
+    return i ? (const bf16 *)s->at + (n * s->height + i - 1) * s->width * s->step : 0;
+}
+
+/* (32 channels each, tap's column, places, 32): rows of left tiles. */
+static void lay_out(const struct side *s, const struct laid *l, long channel, long channels, bf16 *to) {
+    const __m512i none = _mm512_setzero_si512();
+    long width = s->width;
+    for (long k = channel; k < channel + channels; k += 32, to += 3 * l->places * 32) {
+        __mmask32 all = first_of(s->c - k);
+        for (long row = 0; row < l->places / width; row++) {
+            bf16 *left = to + row * width * 32, *middle = left + l->places * 32, *right = middle + l->places * 32;
+            const bf16 *from = laid_row(s, l->base + row);
+            for (long j = 0; j < width; j++) {
+                __m512i x = from ? _mm512_maskz_loadu_epi16(all, from + j * s->step + k) : none;
+                if (j + 1 < width) _mm512_store_si512(left + (j + 1) * 32, x);
+                _mm512_store_si512(middle + j * 32, x);
+                if (j) _mm512_store_si512(right + (j - 1) * 32, x);
+            }
+            _mm512_store_si512(left, none);
+            _mm512_store_si512(right + (width - 1) * 32, none);
+        }
+    }
+}
+
+/* (32 channels each, tap's column, half of the channels, pairs of places, 16 pairs of numbers): rows of right tiles. */
+static void lay_out_pairs(const struct side *s, const struct laid *l, long channel, long channels, bf16 *to) {
+    long width = s->width, half = l->places * 16;
+    for (long k = channel; k < channel + channels; k += 32, to += 6 * half) {
+        __mmask32 all = first_of(s->c - k);
+        for (long row = 0; row < l->places / width; row++) {
+            const bf16 *from = laid_row(s, l->base + row);
+            for (int shift = -1; shift < 2; shift++)
+                for (long j = 0; j < width; j += 2) {
+                    __m512i low, high, x[2];
+                    for (int i = 0; i < 2; i++) {
+                        int there = from && j + i + shift >= 0 && j + i + shift < width;
+                        x[i] = _mm512_maskz_loadu_epi16(there ? all : 0, from + (j + i + shift) * s->step + k);
+                    }
+                    pair_up(x[0], x[1], &low, &high);
+                    bf16 *at = to + (shift + 1) * 2 * half + (row * width + j) * 16;
+                    _mm512_store_si512(at, low);
+                    _mm512_store_si512(at + half, high);
+                }
+        }
+    }
+}
+
+/* A thread's room: a block of left tiles, the right ones of `BROAD` columns or more, sums. */
+static char *room_of(long bytes) {
+    static __thread char *room;
+    static __thread long size;
+    if (bytes > size) {
+        free(room);
+        room = aligned_alloc(64, (bytes + 63) / 64 * 64);
+        size = room ? bytes : 0;
+    }
+    return room;
+}
+
+/* Have the rows that come next brought nearer, while others are multiplied. */
+static void expected(const struct side *s, long first, long from, long last) {
+    if (s->kind == SEEN) {
+        if (s->stride != 1 || s->spread != 1) return;
+        from /= TAPS, last /= TAPS, first += s->columns + 1;
+    }
+    for (long i = first; i < first + 32 && i < s->outer; i++)
+        for (long k = from; k < last; k += 32) _mm_prefetch((const bf16 *)s->at + i * s->step + k, _MM_HINT_T0);
+}
+
+struct block { /* of a product: what one thread works on */
+    const struct side *left, *right;
+    const struct result *result;
+    long row, rows, column, columns, depth; /* where it begins and ends; numbers of the inner side at a time */
+};
+
+/* Whether what places see can be laid out for tiles of `count` places. */
+static int lies_well(const struct side *s, long count) {
+    return s->stride == 1 && s->spread == 1 && s->rows * s->columns % count == 0 && s->columns % 2 == 0;
+}
+
+/* The right tiles of the inner side from `from` to `last`, each block's one after the other. */
+static void rights_of(const struct block *b, long from, long last, bf16 *room, struct tiles *tiles) {
+    const struct side *s = b->right;
+    long steps = (last - from + 31) / 32, blocks = (b->columns - b->column + 31) / 32;
+    if (s->kind == SEEN_ACROSS && lies_well(s, 32)) {
+        struct laid l = rows_seen(s, from, last);
+        lay_out_pairs(s, &l, b->column / TAPS, blocks / TAPS * 32, room);
+        for (long k = 0; k < steps; k++)
+            for (long j = 0; j < blocks; j++) {
+                long tap = j % TAPS, half = l.places * 16, pair = laid_at(s, &l, from + 32 * k) + (tap / 3 - 1) * s->width;
+                const bf16 *at = room + (j / TAPS * 3 + tap % 3) * 2 * half + pair * 16;
+                tiles[j * steps + k] = (struct tiles){at, at + half};
+            }
+        return;
+    }
+    packed_right(s, b->column, b->columns, from, last, room);
+    for (long i = 0; i < blocks * steps; i++, room += PAIR) tiles[i] = (struct tiles){room, room + 512};
+}
+
+/* The left ones of 32 rows from `row` on; of pictures that are laid out, where they are. */
+static void lefts_of(const struct block *b, const struct laid *l, long row, long from, long last, bf16 *room, struct tiles *tiles) {
+    const struct side *s = b->left;
+    if (l) {
+        long one = laid_at(s, l, row), other = row + 16 < b->rows ? laid_at(s, l, row + 16) : one, channels = (last - from) / TAPS;
+        for (int tap = 0; tap < TAPS; tap++)
+            for (long k = 0; k < channels; k += 32, tiles++) {
+                const bf16 *at = room + ((k / 32 * 3 + tap % 3) * l->places + (tap / 3 - 1) * s->width) * 32;
+                *tiles = (struct tiles){at + one * 32, at + other * 32};
+            }
+        return;
+    }
+    if (s->kind == ACROSS) room += (row - b->row) * ((last - from + 31) / 32) * 32;
+    else packed_left(s, row, from, last, room);
+    for (long k = from; k < last; k += 32, room += PAIR) *tiles++ = (struct tiles){room, room + 512};
+}
+
+static void done(const struct block *b, const float *sums, long row, long column) {
+    if (b->result->turned) written_turned(b->result, sums, row, column, b->rows, b->columns);
+    else written(b->result, sums, row, column, b->rows, b->columns);
+}
+
+static void job(const struct block *b) {
+    long blocks = (b->columns - b->column + 31) / 32, tall = (b->rows - b->row + 31) / 32, inner = b->left->inner, depth = b->depth;
+    long several = inner > depth || b->result->kernel, each = several ? blocks * 1024 : 0, most = (depth + 31) / 32;
+    int lies = b->left->kind == SEEN && lies_well(b->left, 16), across = b->right->kind == SEEN_ACROSS && lies_well(b->right, 32);
+    struct laid l = {0, 0}, seen = across ? rows_seen(b->right, 0, depth < inner ? depth : inner) : l;
+    if (lies) l = rows_seen(b->left, b->row, b->rows);
+    int turned = b->left->kind == ACROSS;
+    long left = lies ? depth / TAPS * 3 * l.places : depth * 32 * (turned ? tall : 1), right = depth * 32 * blocks;
+    if (across) right = blocks / TAPS * 96 * (seen.places + 3 * b->right->width); /* more, should others begin within a row */
+    bf16 *room = (bf16 *)room_of(2 * (left + right) + 4 * (several ? tall * each : 2048) + sizeof(struct tiles) * most * (blocks + 1));
+    float *sums = (float *)(room + left + right), *before = 0;
+    struct tiles *rights = (struct tiles *)(sums + (several ? tall * each : 2048)), *lefts = rights + blocks * most;
+    long row_before = 0, column_before = 0;
+    for (long from = 0; from < inner; from += depth) {
+        long last = from + depth < inner ? from + depth : inner, steps = (last - from + 31) / 32;
+        rights_of(b, from, last, room + left, rights);
+        if (lies) lay_out(b->left, &l, from / TAPS, (last - from) / TAPS, room);
+        if (turned) packed_across(b->left, b->row, b->rows, from, last, room);
+        for (long i = 0; i < tall; i++) {
+            long row = b->row + i * 32;
+            lefts_of(b, lies ? &l : 0, row, from, last, room, lefts);
+            if (!lies && !turned && i + 1 < tall) expected(b->left, row + 32, from, last);
+            for (long j = 0; j < blocks; j++) {
+                float *here = several ? sums + i * each + j * 1024 : sums + (i * blocks + j) % 2 * 1024;
+                multiplied(lefts, rights + j * steps, steps, here, from == 0);
+                if (last < inner || b->result->kernel) continue;
+                if (before) done(b, before, row_before, column_before); /* while those are multiplied */
+                before = here, row_before = row, column_before = b->column + j * 32;
+            }
+            if (last == inner && b->result->kernel)
+                for (long j = 0; j < blocks; j += TAPS)
+                    written_kernel(b->result, sums + i * each + j * 1024, row, b->column / TAPS + j / TAPS * 32, b->rows);
+        }
+    }
+    if (before) done(b, before, row_before, column_before);
+}
+
+static long split(long count, long most, long unit, long threads, int share) { /* how many go together */
+    long parts = (count + most - 1) / most;
+    if (share) parts = (parts + threads - 1) / threads * threads;
+    long each = (count + parts - 1) / parts;
+    return (each + unit - 1) / unit * unit;
+}
+
+static void multiply(const struct side *left, const struct side *right, const struct result *r) {
+    long rows = left->outer, columns = right->outer, threads = omp_get_max_threads();
+    long unit = r->kernel ? 32 * TAPS : 32, most = r->kernel ? 2 * unit : BROAD, depth = DEPTH;
+    static const int lefts[] = {[ALONG] = 1, [ACROSS] = 4, [SEEN] = 1}, rights[] = {
+        [ALONG] = 4, [ACROSS] = 1, [SEEN_ACROSS] = 1, [KERNEL] = 10, [KERNEL_BACK] = 10}; /* what it takes to pack them */
+    int by_rows = rows * lefts[left->kind] >= columns * rights[right->kind];
+    long tall = split(rows, TALL, 32, threads, by_rows), broad = split(columns, most, unit, threads, !by_rows);
+    if (left->kind == SEEN) depth = TAPS * CHANNELS;
+    if (depth > left->inner) depth = (left->inner + 31) / 32 * 32;
+    long down = (rows + tall - 1) / tall, across = (columns + broad - 1) / broad;
+    words();
+#pragma omp parallel if (rows * columns * left->inner > 65536)
+    {
+        tiles_begin();
+#pragma omp for schedule(dynamic)
+        for (long unit = 0; unit < down * across; unit++) {
+            long row = unit % down * tall, column = unit / down * broad;
+            struct block b = {left, right, r, row, row + tall < rows ? row + tall : rows, column,
+                              column + broad < columns ? column + broad : columns, depth};
+            job(&b);
+        }
+        tiles_end();
+    }
+}
+
+/* y (rows, out) = x (rows, in) w^T (out, in) + bias + beside; w may be `single`, float32, here and below. */
+void tile_linear(const bf16 *x, const void *w, const float *bias, const bf16 *beside, bf16 *y, long rows, long in, long out, int single) {
+    struct side left = {.at = x, .kind = ALONG, .step = in, .outer = rows, .inner = in};
+    struct side right = {.at = w, .kind = ALONG, .step = in, .outer = out, .inner = in, .single = single};
+    struct result r = {.at = y, .bias = bias, .beside = beside, .step = out};
+    multiply(&left, &right, &r);
+}
+
+/* x (rows, in) = y (rows, out) w (out, in). */
+void tile_back(const bf16 *y, const void *w, bf16 *x, long rows, long in, long out, int single) {
+    struct side left = {.at = y, .kind = ALONG, .step = out, .outer = rows, .inner = out};
+    struct side right = {.at = w, .kind = ACROSS, .step = in, .outer = in, .inner = out, .single = single};
+    struct result r = {.at = x, .step = in};
+    multiply(&left, &right, &r);
+}
+
+/* w (out, in) = y^T (out, rows) x (rows, in); as float32 if `single`. The narrower side is the left one, which takes longer. */
+void tile_outer(const bf16 *y, const bf16 *x, void *w, long rows, long in, long out, int single) {
+    struct side one = {.at = y, .kind = ACROSS, .step = out, .outer = out, .inner = rows};
+    struct side other = {.at = x, .kind = ACROSS, .step = in, .outer = in, .inner = rows};
+    struct result r = {.at = w, .step = in, .turned = out > in, .single = single};
+    multiply(r.turned ? &other : &one, r.turned ? &one : &other, &r);
+}
+
+static long rounded(long c) { return (c + 31) / 32 * 32; }
+
+static struct side picture(const bf16 *x, long b, long height, long width, long c, long stride) {
+    long rows = (height + stride - 1) / stride, columns = (width + stride - 1) / stride;
+    return (struct side){.at = x, .kind = SEEN, .step = c, .outer = b * rows * columns, .inner = TAPS * rounded(c), .c = c, .height = height,
+                         .width = width, .rows = rows, .columns = columns, .stride = stride, .spread = 1};
+}
+
+/* y (b, rows, columns, out) of x (b, height, width, in) and w (out, in, 3, 3), zeros around. */
+void tile_conv(const bf16 *x, const void *w, const float *bias, const bf16 *beside, bf16 *y, long b, long height, long width, long in,
+               long out, long stride, int single) {
+    struct side left = picture(x, b, height, width, in, stride);
+    struct side right = {.at = w, .kind = KERNEL, .step = TAPS * in, .outer = out, .inner = left.inner, .c = in, .rows = out,
+                         .single = single};
+    struct result r = {.at = y, .bias = bias, .beside = beside, .step = out};
+    multiply(&left, &right, &r);
+}
+
+/* x of y and w, the sizes those of `tile_conv`. */
+void tile_conv_back(const bf16 *y, const void *w, bf16 *x, long b, long height, long width, long in, long out, long stride, int single) {
+    struct side left = {.at = y, .kind = SEEN, .step = out, .outer = b * height * width, .inner = TAPS * rounded(out), .c = out,
+                        .height = (height + stride - 1) / stride, .width = (width + stride - 1) / stride, .rows = height,
+                        .columns = width, .stride = 1, .spread = stride};
+    struct side right = {.at = w, .kind = KERNEL_BACK, .step = TAPS * in, .outer = in, .inner = left.inner, .c = in, .rows = out,
+                         .single = single};
+    struct result r = {.at = x, .step = in};
+    multiply(&left, &right, &r);
+}
+
+/* w of y and x; as float32 if `single`. */
+void tile_conv_outer(const bf16 *y, const bf16 *x, void *w, long b, long height, long width, long in, long out, long stride, int single) {
+    struct side right = picture(x, b, height, width, in, stride);
+    struct side left = {.at = y, .kind = ACROSS, .step = out, .outer = out, .inner = right.outer};
+    right.kind = SEEN_ACROSS, right.inner = right.outer, right.outer = TAPS * rounded(in);
+    struct result r = {.at = w, .step = TAPS * in, .kernel = 1, .single = single};
+    multiply(&left, &right, &r);
+}
+#endif

@@ -1,0 +1,91 @@
+"""Products of tokens and pictures with weights, there and back, bf16: by tiles where the processor has them, else PyTorch's.
+
+Tokens are (..., width), pictures (b, c, h, w) in channels-last layout, both bf16 and dense; weights are bf16, or float32 as
+they lie where there are tiles: they become bf16 as they are read then.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from dovetail.engines.fused import kernels
+
+WIDEST = 1 << 16  # numbers of a row, at most: the sources have room for its zeros
+
+
+def tiled() -> bool:
+    """Whether there are tiles: weights may stay float32 then, and those of 3 x 3 places have products of their own."""
+    return kernels.tiles() is not None
+
+
+def _tiled(*widths: int) -> bool:
+    return kernels.tiles() is not None and max(widths) <= WIDEST
+
+
+def _half(weight: Tensor) -> Tensor:
+    return weight.to(torch.bfloat16)
+
+
+def _single(weight: Tensor) -> bool:
+    return weight.dtype == torch.float32
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, beside: Tensor | None = None) -> Tensor:
+    """x (..., in) weight^T (out, in) + bias + what is `beside`, (..., out)."""
+    out, width = weight.shape
+    if not _tiled(out, width):
+        y = functional.linear(x, _half(weight), None if bias is None else _half(bias))
+        return y if beside is None else y.add_(beside)
+    x, y, bias = x.contiguous(), x.new_empty(*x.shape[:-1], out), None if bias is None else bias.float()
+    told = kernels.at(x, weight, bias, beside, y)
+    kernels.tiles().tile_linear(*told, x.numel() // width, width, out, _single(weight))
+    return y
+
+
+def back(gradient: Tensor, weight: Tensor) -> Tensor:
+    """Gradient (..., in) of what became (..., out) by weight (out, in)."""
+    out, width = weight.shape
+    if not _tiled(out, width):
+        return gradient @ _half(weight)
+    gradient, x = gradient.contiguous(), gradient.new_empty(*gradient.shape[:-1], width)
+    kernels.tiles().tile_back(*kernels.at(gradient, weight, x), x.numel() // width, width, out, _single(weight))
+    return x
+
+
+def outer(gradient: Tensor, x: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """Gradient (out, in) of weights, of (..., out) and (..., in): bf16 numbers, as float32 if asked for."""
+    out, width = gradient.shape[-1], x.shape[-1]
+    if not _tiled(out, width):
+        return (gradient.flatten(0, -2).T @ x.flatten(0, -2)).to(dtype)
+    gradient, x, weight = gradient.contiguous(), x.contiguous(), torch.empty(out, width, dtype=dtype)
+    kernels.tiles().tile_outer(*kernels.at(gradient, x, weight), x.numel() // width, width, out, _single(weight))
+    return weight
+
+
+def conv(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, beside: Tensor | None = None) -> Tensor:
+    """A picture (b, in, h, w) by weights of 3 x 3 places, zeros around, (out, in 9) as they lie; + bias + what is `beside`."""
+    b, c, h, w = x.shape
+    y = _empty(b, len(weight), -(-h // stride), -(-w // stride))
+    kernels.tiles().tile_conv(*kernels.at(x, weight, bias, beside, y), b, h, w, c, len(weight), stride, _single(weight))
+    return y
+
+
+def conv_back(gradient: Tensor, weight: Tensor, like: Tensor, stride: int) -> Tensor:
+    """Gradient of a picture such as `like`."""
+    b, c, h, w = like.shape
+    x = _empty(b, c, h, w)
+    kernels.tiles().tile_conv_back(*kernels.at(gradient, weight, x), b, h, w, c, len(weight), stride, _single(weight))
+    return x
+
+
+def conv_outer(gradient: Tensor, x: Tensor, stride: int, dtype: torch.dtype) -> Tensor:
+    """Gradient (out, in, 3, 3) of the weights, bf16 numbers, as float32 if asked for."""
+    (b, c, h, w), out = x.shape, gradient.shape[1]
+    weight = torch.empty(out, c, 3, 3, dtype=dtype)
+    told = kernels.at(gradient, x, weight)
+    kernels.tiles().tile_conv_outer(*told, b, h, w, c, out, stride, _single(weight))
+    return weight
+
+
+def _empty(*shape: int) -> Tensor:
+    return torch.empty(shape, dtype=torch.bfloat16, memory_format=torch.channels_last)
