@@ -98,9 +98,11 @@ def test_gate() -> None:
 
 
 @pytest.mark.parametrize("spread", [1.0, 40.0], ids=["even", "sharp"])
-@pytest.mark.parametrize("n, m, d", [(64, 64, 8), (63, 35, 24), (5, 77, 32), (1, 1, 8), (256, 256, 16)])
-def test_attention_of_narrow_heads(n: int, m: int, d: int, spread: float) -> None:
-    if not kernels.narrow(d):
+@pytest.mark.parametrize(
+    "n, m, d", [(64, 64, 8), (63, 35, 24), (5, 77, 32), (1, 1, 8), (256, 256, 16), (130, 77, 40), (40, 300, 80), (97, 64, 160)]
+)
+def test_attention_of_heads(n: int, m: int, d: int, spread: float) -> None:
+    if not kernels.attends(d):
         pytest.skip("no products of pairs of bf16 numbers here")
     query, up = chance(2, n, 3 * d, scale=spread), chance(2, n, 3 * d, seed=1)
     key, value = chance(2, m, 6 * d, seed=2).chunk(2, dim=-1)
@@ -184,7 +186,7 @@ def learnt(unet: UNet2DConditionModel, exact: bool = False, context: bool = Fals
 @pytest.mark.parametrize("way", ["as it is", "wide heads", "inner width in pieces", "without tiles", "all as products"])
 def test_a_unet_is_as_near_to_the_truth_as_diffusers(tiny_base: Path, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
     if way == "wide heads":
-        monkeypatch.setattr(kernels, "narrow", lambda width: False)
+        monkeypatch.setattr(kernels, "attends", lambda width: False)
     if way == "inner width in pieces":
         monkeypatch.setattr(feedforward, "MUCH", 0)
     if way in ("without tiles", "all as products"):

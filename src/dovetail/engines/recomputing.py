@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from dovetail.engines import attention, feedforward
+from dovetail.engines.fused import kernels
 
 PLACES = 32 * 32  # latent places from which on a picture keeps a CPU as busy as several do together
 
@@ -124,6 +125,7 @@ def _bytes(part: Any, pictures: int, places: int) -> int:
     width, tokens = part.transformer_blocks[0].dim, places // pictures
     heads, words = pictures * part.transformer_blocks[0].num_attention_heads, 128
     inner = 12 if 2 * places * 8 * width < feedforward.MUCH else 0
-    scores = [2 * heads * tokens * other for other in (tokens, words)]
+    by_head = kernels.there() and kernels.attends(width // part.transformer_blocks[0].num_attention_heads)
+    scores = [] if by_head else [2 * heads * tokens * other for other in (tokens, words)]
     block = 2 * places * width * (12 + inner) + sum(s for s in scores if s <= attention.KEPT)
     return 2 * (weights + 4 * places * width) + len(part.transformer_blocks) * block

@@ -146,7 +146,8 @@ void attend(const bf16 *query, const bf16 *key, const bf16 *value, bf16 *out, fl
             bf16 *to_key, bf16 *to_value, long b, long n, long m, long heads, long d, long query_step, long key_step,
             long value_step, float scale, int back) {
     int tiled = tiles_allowed();
-    long size = tiled ? tiles_room(n, m, d) : (2 * (n + m + 2) * d + n + 2) * 4;
+    int wide = d > MOST;
+    long size = wide ? wide_room(n, m, d) : tiled ? tiles_room(n, m, d) : (2 * (n + m + 2) * d + n + 2) * 4;
 #pragma omp parallel if (b * heads * n * m > 4096)
     {
         void *room = aligned_alloc(64, (size + 127) / 64 * 64);
@@ -159,7 +160,9 @@ void attend(const bf16 *query, const bf16 *key, const bf16 *value, bf16 *out, fl
             struct head told = {query + q, key + k, value + v, back ? up + o : 0, out + o, back ? to_query + q : 0,
                                 back ? to_key + k : 0, back ? to_value + v : 0, logs + unit * n, query_step, key_step,
                                 value_step, heads * d, n, m, scale};
-            if (!tiled) one_head(&told, room, d, back);
+            if (wide && back) wide_back(&told, room, d);
+            else if (wide) wide_there(&told, room, d);
+            else if (!tiled) one_head(&told, room, d, back);
             else if (back) tiles_back(&told, room, d);
             else tiles_there(&told, room, d);
         }
@@ -168,8 +171,8 @@ void attend(const bf16 *query, const bf16 *key, const bf16 *value, bf16 *out, fl
     }
 }
 
-int narrow_heads(long d) { return d % 8 == 0 && d <= MOST; }
+int attends(long d) { return d % 8 == 0 && d <= (tiles_allowed() ? WIDEST_HEAD : MOST); }
 #else
 void attend(void) {}
-int narrow_heads(long d) { return d - d; }
+int attends(long d) { return d - d; }
 #endif

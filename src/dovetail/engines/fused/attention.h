@@ -8,7 +8,8 @@ typedef uint16_t bf16;
 #ifdef __AVX512BF16__
 #include <immintrin.h>
 
-#define MOST 32 /* numbers of a head */
+#define MOST 32 /* numbers of a narrow head */
+#define WIDEST_HEAD 160 /* of a wide one */
 #define LANES 16
 #define SAFE 60.f /* exponents of two, up or down, that need no row's largest score taken off */
 
@@ -22,10 +23,6 @@ struct head { /* of one picture */
     long query_step, key_step, value_step, out_step, n, m;
     float scale;
 };
-
-/* A tile is read from `at`, rows `step` bytes from each other. (Some compilers' own intrinsic does not say that it reads memory.) */
-#define READ(tile, at, step) \
-    __asm__ volatile("tileloadd (%0,%1,1), %%tmm" #tile ::"r"((const void *)(at)), "r"((long)(step)) : "memory")
 
 static inline float wide(bf16 x) {
     union { uint32_t bits; float number; } at = {.bits = (uint32_t)x << 16};
@@ -101,4 +98,9 @@ void tiles_end(void);
 long tiles_room(long n, long m, long d);
 void tiles_there(const struct head *h, char *room, long d);
 void tiles_back(const struct head *h, char *room, long d);
+
+/* In wide.c, the same of wide heads. */
+long wide_room(long n, long m, long d);
+void wide_there(const struct head *h, char *room, long d);
+void wide_back(const struct head *h, char *room, long d);
 #endif

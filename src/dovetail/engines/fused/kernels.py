@@ -53,7 +53,7 @@ def _functions() -> Any:
         for name, kinds in (TOLD | (TILES if hasattr(found, "tile_linear") else {})).items():
             function = getattr(found, name)
             function.argtypes, function.restype = kinds, None
-        found.narrow_heads.argtypes = [LONG]
+        found.attends.argtypes = [LONG]
     return found
 
 
@@ -214,9 +214,9 @@ def merge_heads(apart: Tensor, heads: int) -> Tensor:
     return tokens
 
 
-def narrow(width: int) -> bool:
+def attends(width: int) -> bool:
     """Whether `attend` is made for heads of so many numbers, on this processor."""
-    return bool(_functions().narrow_heads(width))
+    return bool(_functions().attends(width))
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, scale: float) -> tuple[Tensor, Tensor]:

@@ -6,17 +6,17 @@
 
 #include <stdlib.h>
 
-#include "attention.h"
+#include "tiles.h"
 
 #if defined(__AVX512BF16__) && defined(__AMX_BF16__)
-#define BLOCK 32 /* rows or columns of four tiles of sums, and numbers of a tile's row */
-#define PAIR 1024 /* numbers of two tiles, those of a block for 32 numbers of the inner side */
-#define DEPTH 256 /* numbers of the inner side that are packed at a time */
-#define CHANNELS 64 /* the same of a convolution's, nine times each */
+#define DEPTH 1280 /* numbers of the inner side that are packed at a time; */
+#define ACROSS_DEPTH 256 /* of one that is turned over; */
+#define CHANNELS 64 /* of a convolution's, nine times each */
 #define WIDEST (1 << 18) /* bytes of a row */
 #define TALL 1024 /* rows that a thread takes at most at a time */
 #define BROAD 256 /* columns */
 #define TAPS 9
+#define SOON 8 /* rows of weights that are brought nearer before their turn */
 
 #ifdef _OPENMP
 int omp_get_max_threads(void);
@@ -50,8 +50,6 @@ struct result {
     long step;
     int kernel, turned, single; /* weights (rows, c, 3, 3) of sums (rows, nine of 32 channels together); columns as rows; float32 */
 };
-
-struct tiles { const bf16 *one, *other; }; /* two, side by side or below each other */
 
 struct laid { /* rows of pictures that are laid out so that what 16 places see is one tile, whatever the tap */
     long base, places; /* the first of them, counted with one of zeros before each picture and after the last; places of all */
@@ -90,87 +88,6 @@ static inline void moved(const __m512i from[TAPS + 1], __m512i to[TAPS], const _
             found = _mm512_mask_mov_epi16(found, masks[tap][pair], some);
         }
         to[tap] = found;
-    }
-}
-
-static inline __mmask32 first_of(long count) { return count >= 32 ? ~0u : count <= 0 ? 0 : (1u << count) - 1; }
-
-/* 32 numbers as bf16, or as many as there are. */
-static inline __m512i numbers(const char *at, __mmask32 all, int single) {
-    if (!single) return _mm512_maskz_loadu_epi16(all, at);
-    __m512 low = _mm512_maskz_loadu_ps((__mmask16)all, at), high = _mm512_maskz_loadu_ps((__mmask16)(all >> 16), at + 64);
-    return (__m512i)_mm512_cvtne2ps_pbh(high, low);
-}
-
-static inline void turn_over(__m512i r[16]) { /* 16 x 16 pairs */
-    __m512i t[16];
-#pragma GCC unroll 8
-    for (int i = 0; i < 16; i += 2) t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]), t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
-#pragma GCC unroll 4
-    for (int i = 0; i < 16; i += 4) {
-        r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]), r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
-        r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]), r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
-    }
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; i++) {
-        t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88), t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
-        t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88), t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
-    }
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; i++) {
-        r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88), r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
-        r[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88), r[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd);
-    }
-}
-
-/* Two rows' numbers as pairs, 16 in each of two registers. */
-static inline void pair_up(__m512i one, __m512i other, __m512i *low, __m512i *high) {
-    const __m512i first = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37, 5, 36, 4, 35,
-                                           3, 34, 2, 33, 1, 32, 0);
-    *low = _mm512_permutex2var_epi16(one, first, other);
-    *high = _mm512_permutex2var_epi16(one, _mm512_add_epi16(first, _mm512_set1_epi16(16)), other);
-}
-
-static inline void stored(bf16 *to, const __m512i rows[16]) {
-#pragma GCC unroll 16
-    for (int i = 0; i < 16; i++) _mm512_store_si512(to + 32 * i, rows[i]);
-}
-
-/* 32 rows of 32 numbers at `row[i] + at`: as rows of two left tiles, as columns of two right ones, .. */
-static inline void rows_left(const char *const row[32], long at, __mmask32 all, int single, bf16 *to) {
-#pragma GCC unroll 32
-    for (int i = 0; i < 32; i++) _mm512_store_si512(to + 32 * i, numbers(row[i] + at, all, single));
-}
-
-static inline void rows_right(const char *const row[32], long at, __mmask32 all, int single, bf16 *to) {
-    for (int part = 0; part < 2; part++) {
-        __m512i r[16];
-#pragma GCC unroll 16
-        for (int i = 0; i < 16; i++) r[i] = numbers(row[16 * part + i] + at, all, single);
-        turn_over(r);
-        stored(to + part * 512, r);
-    }
-}
-
-/* .. and 32 rows that are the inner side, of 32 columns: as two right tiles, as two left ones. */
-static inline void columns_right(const char *const row[32], long at, __mmask32 all, int single, bf16 *to) {
-#pragma GCC unroll 16
-    for (int i = 0; i < 16; i++) {
-        __m512i one = numbers(row[2 * i] + at, all, single), other = numbers(row[2 * i + 1] + at, all, single), low, high;
-        pair_up(one, other, &low, &high);
-        _mm512_store_si512(to + 32 * i, low);
-        _mm512_store_si512(to + 512 + 32 * i, high);
-    }
-}
-
-static inline void columns_left(const char *const row[32], long at, __mmask32 all, int single, bf16 *to) {
-    columns_right(row, at, all, single, to);
-    for (int part = 0; part < 2; part++) {
-        __m512i r[16];
-#pragma GCC unroll 16
-        for (int i = 0; i < 16; i++) r[i] = _mm512_load_si512(to + part * 512 + 32 * i);
-        turn_over(r);
-        stored(to + part * 512, r);
     }
 }
 
@@ -240,12 +157,20 @@ static inline void taps_of(const struct side *s, long o, long channel, __m512i t
     moved(from, to, spread_words, spread_masks);
 }
 
+/* Have those of another row brought nearer. */
+static inline void taps_soon(const struct side *s, long o, long channel) {
+    int each = s->single ? 4 : 2;
+    const char *at = (const char *)s->at + (o * s->step + channel * TAPS) * each;
+    for (long i = 0; o < s->rows && i < 32 * TAPS * each; i += 64) _mm_prefetch(at + i, _MM_HINT_T0);
+}
+
 /* All nine taps' right tiles for 32 numbers of the inner side; from a tap's to the next one's are `to_tap` numbers. */
 static void kernel_right(const struct side *s, long first, long channel, long to_tap, bf16 *to) {
     __m512i kept[TAPS][16];
     for (int part = 0; part < 2; part++) {
         for (long i = 0; i < 16; i++) {
             __m512i taps[TAPS];
+            taps_soon(s, first + part * 16 + i + SOON, channel);
             taps_of(s, first + part * 16 + i, channel, taps);
             for (int tap = 0; tap < TAPS; tap++) kept[tap][i] = taps[tap];
         }
@@ -259,6 +184,8 @@ static void kernel_right(const struct side *s, long first, long channel, long to
 static void kernel_back_right(const struct side *s, long first, long from, long to_tap, bf16 *to) {
     for (long i = 0; i < 16; i++) {
         __m512i one[TAPS], other[TAPS];
+        taps_soon(s, from + 2 * i + SOON, first);
+        taps_soon(s, from + 2 * i + SOON + 1, first);
         taps_of(s, from + 2 * i, first, one);
         taps_of(s, from + 2 * i + 1, first, other);
         for (int tap = 0; tap < TAPS; tap++) {
@@ -340,37 +267,6 @@ static void packed_right(const struct side *s, long first, long end, long from, 
     }
 }
 
-/* Four tiles of sums of two left and two right tiles, `steps` times; they go on from what is there unless they `begin`. */
-static inline void multiplied(const struct tiles *left, const struct tiles *right, long steps, float *sums, int begin) {
-    if (begin) {
-        _tile_zero(0);
-        _tile_zero(1);
-        _tile_zero(2);
-        _tile_zero(3);
-    } else {
-        READ(0, sums, 64);
-        READ(1, sums + 256, 64);
-        READ(2, sums + 512, 64);
-        READ(3, sums + 768, 64);
-    }
-    for (long k = 0; k < steps; k++) {
-        READ(4, left[k].one, 64);
-        READ(6, right[k].one, 64);
-        READ(7, right[k].other, 64);
-        READ(5, left[k].other, 64);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_dpbf16ps(1, 4, 7);
-        _tile_dpbf16ps(2, 5, 6);
-        _tile_dpbf16ps(3, 5, 7);
-    }
-    _tile_stored(0, sums, 64);
-    _tile_stored(1, sums + 256, 64);
-    _tile_stored(2, sums + 512, 64);
-    _tile_stored(3, sums + 768, 64);
-}
-
-static inline floats widened(__m256i x) { return (floats)_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16); }
-
 /* 32 numbers of a row, bf16 ones as they are wanted. */
 static inline void put(const struct result *r, long at, __mmask32 all, __m512i numbers) {
     if (!r->single) {
@@ -408,15 +304,10 @@ static inline void written(const struct result *r, const float *sums, long row, 
 
 static void written_turned(const struct result *r, const float *sums, long row, long column, long rows, long columns) {
     for (int part = 0; part < 2; part++) {
-        __m512i one[16], other[16];
-        for (int i = 0; i < 16; i++) {
-            one[i] = _mm512_load_si512(sums + part * 256 + i * 16);
-            other[i] = _mm512_load_si512(sums + 512 + part * 256 + i * 16);
-        }
-        turn_over(one);
-        turn_over(other);
+        __m512i found[16];
+        turned_rows(sums, part, _mm512_set1_ps(1.f), found);
         for (long i = 0; i < 16 && column + part * 16 + i < columns; i++)
-            put(r, (column + part * 16 + i) * r->step + row, first_of(rows - row), (__m512i)_mm512_cvtne2ps_pbh((floats)other[i], (floats)one[i]));
+            put(r, (column + part * 16 + i) * r->step + row, first_of(rows - row), found[i]);
     }
 }
 
@@ -620,6 +511,7 @@ static void multiply(const struct side *left, const struct side *right, const st
     int by_rows = rows * lefts[left->kind] >= columns * rights[right->kind];
     long tall = split(rows, TALL, 32, threads, by_rows), broad = split(columns, most, unit, threads, !by_rows);
     if (left->kind == SEEN) depth = TAPS * CHANNELS;
+    if (left->kind == ACROSS) depth = ACROSS_DEPTH;
     if (depth > left->inner) depth = (left->inner + 31) / 32 * 32;
     long down = (rows + tall - 1) / tall, across = (columns + broad - 1) / broad;
     words();

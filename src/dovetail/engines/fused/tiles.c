@@ -5,7 +5,7 @@
  * pair. Scores leave their tile to become exponentials, 16 lanes a row, and come back as the right side of the next product. */
 
 #define _GNU_SOURCE
-#include "attention.h"
+#include "tiles.h"
 
 #ifdef __AVX512BF16__
 #ifdef __AMX_BF16__

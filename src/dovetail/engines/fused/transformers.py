@@ -22,7 +22,7 @@ class _Norms(NamedTuple):
 def _attend(seen: Tensor, over: Tensor | None, into: list[Tensor], heads: int, scale: float) -> tuple[Tensor, list[Any]]:
     """Tokens (b, n, width) attended over themselves, or `over` (b, m, other width); and what the way back wants."""
     read = [linear(x, matrix) for x, matrix in zip((seen,) if over is None else (seen, over), into, strict=True)]
-    if kernels.narrow(_head(read, heads)):
+    if kernels.attends(_head(read, heads)):
         query, key, value = _query_key_value(read)
         out, logs = kernels.attend(query, key, value, heads, scale)
         return out, [out, *read, logs]
@@ -38,7 +38,7 @@ def _attend_back(
 ) -> tuple[Tensor, Tensor | None, list[Tensor]]:  # fmt: skip
     """Gradients of the tokens, of `over` if it needs one, and of the weights."""
     out, *read = kept
-    if kernels.narrow(out.shape[-1] // heads):
+    if kernels.attends(out.shape[-1] // heads):
         *read, logs = read
         query, key, value = _query_key_value(read)
         by = [torch.empty_like(x) for x in read]
