@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import tempfile
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 FLAGS = ("-O3", "-march=native", "-mprefer-vector-width=512", "-fno-math-errno", "-fno-trapping-math", "-fopenmp")
@@ -71,13 +72,21 @@ def _processor() -> str:
 
 
 def _make(compiler: str, sources: tuple[Path, ...], made: Path) -> None:
+    plain = tuple(flag for flag in FLAGS if flag != "-mprefer-vector-width=512")
     with tempfile.TemporaryDirectory(dir=made.parent) as folder:
         temporary = Path(folder) / made.name
-        told = [str(source) for source in sources if source.suffix == ".c"]  # headers are told by those
-        command = [compiler, *FLAGS, "-shared", "-fPIC", *told, "-o", str(temporary), "-lm"]
         try:
-            subprocess.run(command, check=True, capture_output=True, timeout=SECONDS)
+            _build(compiler, FLAGS, sources, temporary)
         except subprocess.CalledProcessError:  # another compiler's flags, another processor's
-            plain = [word for word in command if word != "-mprefer-vector-width=512"]
-            subprocess.run(plain, check=True, capture_output=True, timeout=SECONDS)
+            _build(compiler, plain, sources, temporary)
         temporary.replace(made)
+
+
+def _build(compiler: str, flags: tuple[str, ...], sources: tuple[Path, ...], made: Path) -> None:
+    """Each source by a process of its own, then all together."""
+    run = functools.partial(subprocess.run, check=True, capture_output=True, timeout=SECONDS)
+    parts = {source: made.with_name(f"{source.stem}.o") for source in sources if source.suffix == ".c"}  # headers: by those
+    commands = [[compiler, *flags, "-fPIC", "-c", str(source), "-o", str(part)] for source, part in parts.items()]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(run, commands))
+    run([compiler, *flags, "-shared", *map(str, parts.values()), "-o", str(made), "-lm"])
