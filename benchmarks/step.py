@@ -3,8 +3,8 @@
     python benchmarks/step.py [--batch 32] [--rounds 15]
 
 The U-Net of 12.8 M weights of `against_the_example.py`, interleaved: as it learns here, its blocks one step for autograd each
-(where there is a C compiler); and as diffusers has it, with the attention of a machine without one, with two plain matrix
-products, and with PyTorch's fused attention; then attention alone, at its shapes and at the largest of SD 1.4.
+(where there is a C compiler); and as diffusers has it, with the attention that learns here, with two plain matrix products, and
+with PyTorch's fused attention; then attention alone, at its shapes and at the largest of SD 1.4.
 Medians, and the spread; the peak (bf16 convolutions) is measured before and after.
 """
 
@@ -29,7 +29,7 @@ from dovetail.engines.attention import CacheAttention
 from dovetail.engines.fused import blocks
 
 CPU = torch.device("cpu")
-WAYS = {"without C": CacheAttention, "two products": MatmulAttention, "fused": AttnProcessor2_0}
+WAYS = {"its attention": CacheAttention, "two products": MatmulAttention, "fused": AttnProcessor2_0}
 SIZES = ((32, 8, 256, 256, 8), (32, 8, 256, 77, 8), (8, 8, 256, 256, 8), (8, 8, 256, 77, 8), (1, 8, 4096, 4096, 40))
 
 
@@ -103,10 +103,10 @@ def main() -> None:
         shares = [tflop / (statistics.median(spent) / 1000) / peak for peak in peaks]
         print(f"  {name:<13} {told(spent)} ms, {shares[0]:.0%} and {shares[1]:.0%} of the peak", flush=True)
     for size in SIZES:
-        ways = {"without C": CacheAttention().attended, "two products": MatmulAttention().attended}
+        ways = {"here": CacheAttention().attended, "two products": MatmulAttention().attended}
         ways |= {"fused": scaled_dot_product_attention}
         took = interleaved({name: attention_alone(way, size) for name, way in ways.items()}, args.rounds)
-        ratio = statistics.median(took["fused"]) / statistics.median(took["without C"])
+        ratio = statistics.median(took["fused"]) / statistics.median(took["here"])
         print(
             f"{size}: " + "; ".join(f"{n} {told(t)} ms" for n, t in took.items()) + f"; fused takes {ratio:.1f} times",
             flush=True,

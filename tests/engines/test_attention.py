@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from dovetail.engines import attention
+from dovetail.engines.fused import kernels
 
 SCALE = 0.35
 
@@ -47,9 +48,12 @@ def test_there_and_back_as_the_formula_says(monkeypatch, few, at_once, kept, spr
         assert torch.allclose(attention.CacheAttention().attended(*parts, SCALE), ours[0], atol=1e-9)
 
 
+@pytest.mark.parametrize("in_c", [True, False], ids=["in C", "by PyTorch's products"])
 @pytest.mark.parametrize("spread", [1.0, 20.0])
-def test_in_bf16_about_as_near_as_pytorchs_own_functions(monkeypatch, spread) -> None:
+def test_in_bf16_about_as_near_as_pytorchs_own_functions(monkeypatch, spread, in_c) -> None:
     monkeypatch.setattr(attention, "FEW", 0)
+    if not in_c:
+        monkeypatch.setattr(kernels, "there", lambda: False)
     parts, gradient = drawn(spread, dtype=torch.bfloat16)
     true = there_and_back(written_out, [x.double() for x in parts], gradient.double())
 

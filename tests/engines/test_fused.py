@@ -1,6 +1,7 @@
 """Blocks as one step for autograd, held to diffusers' own and to float64; and what they are not made for."""
 
 import copy
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from torch.nn import functional
 from dovetail.edges import tensors
 from dovetail.edges.models import Models
 from dovetail.engines import attention, feedforward
-from dovetail.engines.fused import blocks, convolutions, kernels, transformers
+from dovetail.engines.fused import SOURCES, blocks, convolutions, kernels, transformers
 
 pytestmark = pytest.mark.skipif(not kernels.there(), reason="no C compiler")
 BF16 = 2**-8  # what a number of seven bits is off by at most
@@ -226,6 +227,18 @@ def test_the_number_of_threads_changes_no_bit() -> None:
         parts = [*(g for g in group if g is not None), *layer, kernels.sum_rows(row), kernels.norms([y.float()])]
         found.append([y, mean, rstd, row, *parts])
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("processor", ["x86-64", "haswell", "icelake-server", "cooperlake", "sapphirerapids"])
+def test_other_processors_have_them_too(processor: str) -> None:
+    """Their compiler finds all that is called; what they lack is left out."""
+    flags = [f"-march={processor}", "-fopenmp", "-Wall", "-Werror", "-Wno-psabi", "-Wno-unused-function"]
+    known = subprocess.run(["cc", flags[0], "-xc", "-fsyntax-only", "/dev/null"], capture_output=True, check=False)
+    if known.returncode:
+        pytest.skip("the compiler does not know it")
+    for source in (s for s in SOURCES if s.suffix == ".c"):
+        made = subprocess.run(["cc", *flags, "-fsyntax-only", str(source)], capture_output=True, text=True, check=False)
+        assert not made.returncode, made.stderr
 
 
 @pytest.mark.parametrize("kind", ["adapters", "float32", "frozen", "no gradient"])

@@ -28,9 +28,38 @@ class CacheAttention(MatmulAttention):
     def attended(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """softmax(query key^T scale) value: (b, heads, n, d) over (b, heads, m, d) gives (b, heads, n, d)."""
         learning = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
+        half = all(x.dtype == torch.bfloat16 and x.device.type == "cpu" for x in (query, key, value))
+        if learning and half and kernels.there() and kernels.attends(query.shape[-1]):
+            return _InTokens.apply(query, key, value, scale)
         if learning and _bytes(query, key) > FEW:
             return _Attended.apply(query, key, value, scale)
         return super().attended(query, key, value, scale)
+
+
+class _InTokens(torch.autograd.Function):
+    """By the functions in C, for autograd: heads are read where tokens have them."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """(b, heads, n, d) of `attended`."""
+        ctx.heads, ctx.scale = query.shape[1], scale
+        query, key, value = (_tokens(x) for x in (query, key, value))
+        out, logs = kernels.attend(query, key, value, ctx.heads, scale)
+        ctx.save_for_backward(query, key, value, out, logs)
+        return out.unflatten(-1, (ctx.heads, -1)).transpose(1, 2)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        """Gradients of query, key and value."""
+        query, key, value, out, logs = ctx.saved_tensors
+        found = [torch.empty_like(x) for x in (query, key, value)]
+        kernels.attend_back(_tokens(gradient), query, key, value, out, logs, found, ctx.heads, ctx.scale)
+        return *(x.unflatten(-1, (ctx.heads, -1)).transpose(1, 2) for x in found), None
+
+
+def _tokens(x: Tensor) -> Tensor:
+    """(b, heads, n, d) as (b, n, heads d)."""
+    return x.transpose(1, 2).flatten(2).contiguous()
 
 
 class _Attended(torch.autograd.Function):

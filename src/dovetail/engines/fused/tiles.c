@@ -270,17 +270,6 @@ int tiles_allowed(void) { return 0; }
 void tiles_begin(void) {}
 void tiles_end(void) {}
 long tiles_room(long n, long m, long d) { return n - n + m - m + d - d; }
-/* Tiles 4 and 5 get what values (16 or 32 numbers, 32 keys) are seen with those exponentials. */
-static inline void seen_of(const bf16 *value, const pairs *raised, long parts) {
-    READ(6, raised, 64);
-    READ(7, value, 64);
-    _tile_dpbf16ps(4, 7, 6);
-    if (parts > 1) {
-        READ(7, value + TILE, 64);
-        _tile_dpbf16ps(5, 7, 6);
-    }
-}
-
 void tiles_there(const struct head *h, char *room, long d) { (void)h, (void)room, (void)d; }
 void tiles_back(const struct head *h, char *room, long d) { (void)h, (void)room, (void)d; }
 #endif

@@ -6,7 +6,8 @@
 
 #include "tiles.h"
 
-#if defined(__AVX512BF16__) && defined(__AMX_BF16__)
+#ifdef __AVX512BF16__
+#ifdef __AMX_BF16__
 #define CHUNK 8 /* blocks of keys whose exponentials are multiplied with values at once */
 #define SQUARE 4 /* blocks of keys, and of queries, that the way back works off together */
 #define SUMS 1024 /* of a block */
@@ -251,4 +252,5 @@ void wide_back(const struct head *h, char *room, long d) {
 long wide_room(long n, long m, long d) { return n - n + m - m + d - d; }
 void wide_there(const struct head *h, char *room, long d) { (void)h, (void)room, (void)d; }
 void wide_back(const struct head *h, char *room, long d) { (void)h, (void)room, (void)d; }
+#endif
 #endif
