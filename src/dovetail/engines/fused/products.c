@@ -1,8 +1,8 @@
 /* Matrix products of bf16 numbers on a CPU with tiles (AMX), float32 sums.
  *
- * A tile has 16 rows of 32 numbers. Both sides of a product are packed into tiles as they are read, a block that the cache holds at
- * a time (Goto and van de Geijn 2008), so that they may lie in memory as they are: weights in float32, rows or columns of a
- * matrix, or what the places of a convolution of 3 x 3 places see of a picture. A number is summed in one order, whoever does it. */
+ * Both sides of a product are packed into tiles as they are read, as much as the cache holds at a time (Goto and van de Geijn
+ * 2008), so that they may lie in memory as they are: weights in float32, rows or columns of a matrix, or what the places of a
+ * convolution of 3 x 3 places see of a picture. A number is summed in one order, however many threads there are. */
 
 #include <stdlib.h>
 
@@ -38,8 +38,8 @@ struct side {
     enum kind kind;
     long step, outer, inner; /* numbers from row to row; how many of them, 32 for what is left of a tap's */
     long c; /* channels of a picture, or of weights (.., c, 3, 3) */
-    long height, width, rows, columns, stride, spread; /* a picture's, of the places that see it, and how far apart they are; or how
-        many rows weights have */
+    /* a picture's, of the places that see it (or how many rows weights have), and how far apart they are */
+    long height, width, rows, columns, stride, spread;
     int single; /* float32 */
 };
 
@@ -48,7 +48,7 @@ struct result {
     const float *bias;
     const bf16 *beside;
     long step;
-    int kernel, turned, single; /* weights (rows, c, 3, 3) of sums (rows, nine of 32 channels together); columns as rows; float32 */
+    int kernel, turned, single; /* weights (rows, c, 3, 3) of (rows, 32 channels' nine together); columns as rows; float32 */
 };
 
 struct laid { /* rows of pictures that are laid out so that what 16 places see is one tile, whatever the tap */
@@ -78,7 +78,8 @@ static void words(void) {
     known = 1;
 }
 
-static inline void moved(const __m512i from[TAPS + 1], __m512i to[TAPS], const __m512i table[TAPS][5], const __mmask32 masks[TAPS][5]) {
+static inline void moved(const __m512i from[TAPS + 1], __m512i to[TAPS], const __m512i table[TAPS][5],
+                         const __mmask32 masks[TAPS][5]) {
 #pragma GCC unroll 9
     for (int tap = 0; tap < TAPS; tap++) {
         __m512i found = _mm512_setzero_si512();
@@ -238,7 +239,8 @@ static void packed_right(const struct side *s, long first, long end, long from, 
             for (int tap = 0; tap < TAPS; tap++) {
                 seen_by(s, &p, tap, row);
                 for (long block = first / 32 + tap; block < end / 32; block += TAPS)
-                    columns_right(row, 2 * (block / TAPS * 32), first_of(s->c - block / TAPS * 32), 0, to + (block - first / 32) * steps * PAIR);
+                    columns_right(row, 2 * (block / TAPS * 32), first_of(s->c - block / TAPS * 32), 0,
+                                  to + (block - first / 32) * steps * PAIR);
             }
         }
         return;
@@ -248,7 +250,8 @@ static void packed_right(const struct side *s, long first, long end, long from, 
             rows_of(s, k, last - k, row);
             for (long column = first; column < end; column += BLOCK) {
                 soon(s, k + 32, column);
-                columns_right(row, each * column, first_of(s->outer - column), s->single, to + (column - first) / 32 * steps * PAIR);
+                columns_right(row, each * column, first_of(s->outer - column), s->single,
+                              to + (column - first) / 32 * steps * PAIR);
             }
         }
         return;
@@ -284,7 +287,8 @@ static inline void written(const struct result *r, const float *sums, long row, 
     if (!r->bias && !r->beside && !r->single && all == ~0u) {
         for (long i = 0; i < 32 && row + i < rows; i++) {
             const float *at = sums + i / 16 * 512 + i % 16 * 16;
-            _mm512_storeu_si512((bf16 *)r->at + (row + i) * r->step + column, (__m512i)_mm512_cvtne2ps_pbh(_mm512_load_ps(at + 256), _mm512_load_ps(at)));
+            _mm512_storeu_si512((bf16 *)r->at + (row + i) * r->step + column,
+                                (__m512i)_mm512_cvtne2ps_pbh(_mm512_load_ps(at + 256), _mm512_load_ps(at)));
         }
         return;
     }
@@ -321,7 +325,8 @@ static void written_kernel(const struct result *r, const float *sums, long row, 
         }
         from[TAPS] = _mm512_setzero_si512();
         moved(from, to, gather_words, gather_masks);
-        for (int tap = 0; tap < TAPS; tap++) put(r, (row + i) * r->step + channel * TAPS + tap * 32, first_of(r->step - channel * TAPS - tap * 32), to[tap]);
+        for (int tap = 0; tap < TAPS; tap++)
+            put(r, (row + i) * r->step + channel * TAPS + tap * 32, first_of(r->step - channel * TAPS - tap * 32), to[tap]);
     }
 }
 
@@ -438,10 +443,12 @@ static void rights_of(const struct block *b, long from, long last, bf16 *room, s
 }
 
 /* The left ones of 32 rows from `row` on; of pictures that are laid out, where they are. */
-static void lefts_of(const struct block *b, const struct laid *l, long row, long from, long last, bf16 *room, struct tiles *tiles) {
+static void lefts_of(const struct block *b, const struct laid *l, long row, long from, long last, bf16 *room,
+                     struct tiles *tiles) {
     const struct side *s = b->left;
     if (l) {
-        long one = laid_at(s, l, row), other = row + 16 < b->rows ? laid_at(s, l, row + 16) : one, channels = (last - from) / TAPS;
+        long one = laid_at(s, l, row), other = row + 16 < b->rows ? laid_at(s, l, row + 16) : one;
+        long channels = (last - from) / TAPS;
         for (int tap = 0; tap < TAPS; tap++)
             for (long k = 0; k < channels; k += 32, tiles++) {
                 const bf16 *at = room + ((k / 32 * 3 + tap % 3) * l->places + (tap / 3 - 1) * s->width) * 32;
@@ -460,17 +467,20 @@ static void done(const struct block *b, const float *sums, long row, long column
 }
 
 static void job(const struct block *b) {
-    long blocks = (b->columns - b->column + 31) / 32, tall = (b->rows - b->row + 31) / 32, inner = b->left->inner, depth = b->depth;
+    long blocks = (b->columns - b->column + 31) / 32, tall = (b->rows - b->row + 31) / 32;
+    long inner = b->left->inner, depth = b->depth;
     long several = inner > depth || b->result->kernel, each = several ? blocks * 1024 : 0, most = (depth + 31) / 32;
-    int lies = b->left->kind == SEEN && lies_well(b->left, 16), across = b->right->kind == SEEN_ACROSS && lies_well(b->right, 32);
+    int lies = b->left->kind == SEEN && lies_well(b->left, 16);
+    int across = b->right->kind == SEEN_ACROSS && lies_well(b->right, 32);
     struct laid l = {0, 0}, seen = across ? rows_seen(b->right, 0, depth < inner ? depth : inner) : l;
     if (lies) l = rows_seen(b->left, b->row, b->rows);
     int turned = b->left->kind == ACROSS;
     long left = lies ? depth / TAPS * 3 * l.places : depth * 32 * (turned ? tall : 1), right = depth * 32 * blocks;
     if (across) right = blocks / TAPS * 96 * (seen.places + 3 * b->right->width); /* more, should others begin within a row */
-    bf16 *room = (bf16 *)room_of(2 * (left + right) + 4 * (several ? tall * each : 2048) + sizeof(struct tiles) * most * (blocks + 1));
+    long sum = several ? tall * each : 2048, bytes = 2 * (left + right) + 4 * sum + sizeof(struct tiles) * most * (blocks + 1);
+    bf16 *room = (bf16 *)room_of(bytes);
     float *sums = (float *)(room + left + right), *before = 0;
-    struct tiles *rights = (struct tiles *)(sums + (several ? tall * each : 2048)), *lefts = rights + blocks * most;
+    struct tiles *rights = (struct tiles *)(sums + sum), *lefts = rights + blocks * most;
     long row_before = 0, column_before = 0;
     for (long from = 0; from < inner; from += depth) {
         long last = from + depth < inner ? from + depth : inner, steps = (last - from + 31) / 32;
@@ -506,8 +516,7 @@ static long split(long count, long most, long unit, long threads, int share) { /
 static void multiply(const struct side *left, const struct side *right, const struct result *r) {
     long rows = left->outer, columns = right->outer, threads = omp_get_max_threads();
     long unit = r->kernel ? 32 * TAPS : 32, most = r->kernel ? 2 * unit : BROAD, depth = DEPTH;
-    static const int lefts[] = {[ALONG] = 1, [ACROSS] = 4, [SEEN] = 1}, rights[] = {
-        [ALONG] = 4, [ACROSS] = 1, [SEEN_ACROSS] = 1, [KERNEL] = 10, [KERNEL_BACK] = 10}; /* what it takes to pack them */
+    static const int lefts[] = {1, 4, 1, 0, 0, 0}, rights[] = {4, 1, 0, 1, 10, 10}; /* what it takes to pack them, by kind */
     int by_rows = rows * lefts[left->kind] >= columns * rights[right->kind];
     long tall = split(rows, TALL, 32, threads, by_rows), broad = split(columns, most, unit, threads, !by_rows);
     if (left->kind == SEEN) depth = TAPS * CHANNELS;
@@ -521,8 +530,8 @@ static void multiply(const struct side *left, const struct side *right, const st
 #pragma omp for schedule(dynamic)
         for (long unit = 0; unit < down * across; unit++) {
             long row = unit % down * tall, column = unit / down * broad;
-            struct block b = {left, right, r, row, row + tall < rows ? row + tall : rows, column,
-                              column + broad < columns ? column + broad : columns, depth};
+            long bottom = row + tall < rows ? row + tall : rows, end = column + broad < columns ? column + broad : columns;
+            struct block b = {left, right, r, row, bottom, column, end, depth};
             job(&b);
         }
         tiles_end();
@@ -530,7 +539,8 @@ static void multiply(const struct side *left, const struct side *right, const st
 }
 
 /* y (rows, out) = x (rows, in) w^T (out, in) + bias + beside; w may be `single`, float32, here and below. */
-void tile_linear(const bf16 *x, const void *w, const float *bias, const bf16 *beside, bf16 *y, long rows, long in, long out, int single) {
+void tile_linear(const bf16 *x, const void *w, const float *bias, const bf16 *beside, bf16 *y, long rows, long in, long out,
+                 int single) {
     struct side left = {.at = x, .kind = ALONG, .step = in, .outer = rows, .inner = in};
     struct side right = {.at = w, .kind = ALONG, .step = in, .outer = out, .inner = in, .single = single};
     struct result r = {.at = y, .bias = bias, .beside = beside, .step = out};
@@ -557,33 +567,60 @@ static long rounded(long c) { return (c + 31) / 32 * 32; }
 
 static struct side picture(const bf16 *x, long b, long height, long width, long c, long stride) {
     long rows = (height + stride - 1) / stride, columns = (width + stride - 1) / stride;
-    return (struct side){.at = x, .kind = SEEN, .step = c, .outer = b * rows * columns, .inner = TAPS * rounded(c), .c = c, .height = height,
-                         .width = width, .rows = rows, .columns = columns, .stride = stride, .spread = 1};
+    return (struct side){.at = x,
+                         .kind = SEEN,
+                         .step = c,
+                         .outer = b * rows * columns,
+                         .inner = TAPS * rounded(c),
+                         .c = c,
+                         .height = height,
+                         .width = width,
+                         .rows = rows,
+                         .columns = columns,
+                         .stride = stride,
+                         .spread = 1};
 }
 
 /* y (b, rows, columns, out) of x (b, height, width, in) and w (out, in, 3, 3), zeros around. */
-void tile_conv(const bf16 *x, const void *w, const float *bias, const bf16 *beside, bf16 *y, long b, long height, long width, long in,
-               long out, long stride, int single) {
+void tile_conv(const bf16 *x, const void *w, const float *bias, const bf16 *beside, bf16 *y, long b, long height, long width,
+               long in, long out, long stride, int single) {
     struct side left = picture(x, b, height, width, in, stride);
-    struct side right = {.at = w, .kind = KERNEL, .step = TAPS * in, .outer = out, .inner = left.inner, .c = in, .rows = out,
-                         .single = single};
+    struct side right = {
+        .at = w, .kind = KERNEL, .step = TAPS * in, .outer = out, .inner = left.inner, .c = in, .rows = out, .single = single};
     struct result r = {.at = y, .bias = bias, .beside = beside, .step = out};
     multiply(&left, &right, &r);
 }
 
 /* x of y and w, the sizes those of `tile_conv`. */
-void tile_conv_back(const bf16 *y, const void *w, bf16 *x, long b, long height, long width, long in, long out, long stride, int single) {
-    struct side left = {.at = y, .kind = SEEN, .step = out, .outer = b * height * width, .inner = TAPS * rounded(out), .c = out,
-                        .height = (height + stride - 1) / stride, .width = (width + stride - 1) / stride, .rows = height,
-                        .columns = width, .stride = 1, .spread = stride};
-    struct side right = {.at = w, .kind = KERNEL_BACK, .step = TAPS * in, .outer = in, .inner = left.inner, .c = in, .rows = out,
+void tile_conv_back(const bf16 *y, const void *w, bf16 *x, long b, long height, long width, long in, long out, long stride,
+                    int single) {
+    struct side left = {.at = y,
+                        .kind = SEEN,
+                        .step = out,
+                        .outer = b * height * width,
+                        .inner = TAPS * rounded(out),
+                        .c = out,
+                        .height = (height + stride - 1) / stride,
+                        .width = (width + stride - 1) / stride,
+                        .rows = height,
+                        .columns = width,
+                        .stride = 1,
+                        .spread = stride};
+    struct side right = {.at = w,
+                         .kind = KERNEL_BACK,
+                         .step = TAPS * in,
+                         .outer = in,
+                         .inner = left.inner,
+                         .c = in,
+                         .rows = out,
                          .single = single};
     struct result r = {.at = x, .step = in};
     multiply(&left, &right, &r);
 }
 
 /* w of y and x; as float32 if `single`. */
-void tile_conv_outer(const bf16 *y, const bf16 *x, void *w, long b, long height, long width, long in, long out, long stride, int single) {
+void tile_conv_outer(const bf16 *y, const bf16 *x, void *w, long b, long height, long width, long in, long out, long stride,
+                     int single) {
     struct side right = picture(x, b, height, width, in, stride);
     struct side left = {.at = y, .kind = ACROSS, .step = out, .outer = out, .inner = right.outer};
     right.kind = SEEN_ACROSS, right.inner = right.outer, right.outer = TAPS * rounded(in);

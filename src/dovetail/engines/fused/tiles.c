@@ -26,8 +26,11 @@ int tiles_allowed(void) { /* ARCH_REQ_XCOMP_PERM for XFEATURE_XTILEDATA */
 }
 
 void tiles_begin(void) { /* eight tiles of 16 rows of 64 bytes */
-    static const struct { uint8_t palette, start, none[14]; uint16_t bytes[16]; uint8_t rows[16]; } shape = {
-        1, 0, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
+    static const struct {
+        uint8_t palette, start, none[14];
+        uint16_t bytes[16];
+        uint8_t rows[16];
+    } shape = {1, 0, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
     _tile_loadconfig(&shape);
 }
 
@@ -43,7 +46,8 @@ static inline __m512i row_of(const bf16 *x, long d) { return _mm512_maskz_loadu_
 /* Pair `i` of 16 rows from `first` on, zero where there is none. */
 static inline __m512i pair_of(const bf16 *x, long step, long first, long count, long i) {
     if (first >= count) return _mm512_setzero_si512();
-    return _mm512_mask_i32gather_epi32(_mm512_setzero_si512(), those_of(count - first), rows_at(step), x + first * step + 2 * i, 1);
+    return _mm512_mask_i32gather_epi32(_mm512_setzero_si512(), those_of(count - first), rows_at(step), x + first * step + 2 * i,
+                                       1);
 }
 
 /* Rows as left sides: (count, 32). */
@@ -125,8 +129,9 @@ void tiles_there(const struct head *h, char *room, long d) {
     bf16 *keys = (bf16 *)room, *asks = as_rows(keys, h->key, h->key_step, m, d);
     bf16 *values = as_lanes(asks, h->query, h->query_step, n, d);
     bf16 *last = turned(values, h->value, h->value_step, m, d);
-    int spare = d < parts * LANES; /* a row of ones beside the values gives the sums of what was rounded: where one key is all, it */
-    for (bf16 *at = values + d * DEEP; spare && at < last; at += parts * TILE) /* is seen as it is */
+    /* A row of ones beside the values gives the sums of what was rounded: where one key is all, it is seen as it is. */
+    int spare = d < parts * LANES;
+    for (bf16 *at = values + d * DEEP; spare && at < last; at += parts * TILE)
         for (long i = 0; i < DEEP; i++) at[i] = 0x3f80;
     floats scale = _mm512_set1_ps(h->scale * 1.44269504f), bound = _mm512_set1_ps(longest(h->key, h->key_step, m, d));
     pairs ones = _mm512_set1_epi32(0x3f803f80);
@@ -164,7 +169,8 @@ void tiles_there(const struct head *h, char *room, long d) {
                 to[i / 2] = i % 2 ? _mm512_and_si512(to[i / 2], _mm512_set1_epi32(0xffff)) : _mm512_setzero_si512();
             if (!spare)
                 for (int i = 0; i < LANES; i++) total[i % 4] = product(total[i % 4], to[i], ones);
-            if (j) seen_of(values + (j / DEEP - 1) * parts * TILE, both[1 - j / DEEP % 2], parts); /* of those before, which are stored by now */
+            /* of those before, which are stored by now */
+            if (j) seen_of(values + (j / DEEP - 1) * parts * TILE, both[1 - j / DEEP % 2], parts);
         }
         seen_of(values + (m - 1) / DEEP * parts * TILE, both[(m - 1) / DEEP % 2], parts);
         _tile_stored(4, sums, 64);
@@ -176,7 +182,8 @@ void tiles_there(const struct head *h, char *room, long d) {
 }
 
 /* What a row's 16 scores and gradients of exponentials give: exponentials, and gradients of the scores. */
-static inline floats slope(const float *score, const float *up, floats scale, float log, float less, __mmask16 there, floats *raised) {
+static inline floats slope(const float *score, const float *up, floats scale, float log, float less, __mmask16 there,
+                           floats *raised) {
     *raised = power(_mm512_fmsub_ps(_mm512_load_ps(score), scale, _mm512_set1_ps(log)));
     return _mm512_maskz_mul_ps(there, *raised, _mm512_sub_ps(_mm512_load_ps(up), _mm512_set1_ps(less)));
 }
@@ -218,11 +225,13 @@ void tiles_back(const struct head *h, char *room, long d) {
                 long row = j + 2 * i, at = 2 * i * LANES;
                 floats by_one = slope(scores[now][0] + at, scores[now][1] + at, scale, logs[row], less[row], there, &one);
                 at += LANES;
-                floats by_other = slope(scores[now][0] + at, scores[now][1] + at, scale, logs[row + 1], less[row + 1], there, &other);
+                floats by_other =
+                    slope(scores[now][0] + at, scores[now][1] + at, scale, logs[row + 1], less[row + 1], there, &other);
                 raised[now][i] = paired(one, other);
                 sloped[now][i] = paired(by_one, by_other);
                 _mm256_store_si256((__m256i *)(to + 2 * i * wide_m), _mm512_cvtepi32_epi16(sloped[now][i]));
-                _mm256_store_si256((__m256i *)(to + (2 * i + 1) * wide_m), _mm512_cvtepi32_epi16(_mm512_srli_epi32(sloped[now][i], 16)));
+                _mm256_store_si256((__m256i *)(to + (2 * i + 1) * wide_m),
+                                   _mm512_cvtepi32_epi16(_mm512_srli_epi32(sloped[now][i], 16)));
             }
             READ(0, raised[now], 64);
             READ(1, up_over + over, 64);

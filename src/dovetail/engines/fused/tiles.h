@@ -1,7 +1,7 @@
 /* What is done with tiles (AMX), in products and in attention: numbers become tiles, and tiles are multiplied.
  *
- * A tile has 16 rows of 64 bytes. A left one has 32 bf16 numbers in each, a right one 16 pairs that are multiplied with a left row's
- * pairs; 16 x 16 sums are float32. Left tiles come in twos below each other, right ones in twos side by side: 32 x 32 sums. */
+ * A tile has 16 rows of 64 bytes. A left one has 32 bf16 numbers in each, a right one 16 pairs that are multiplied with a left
+ * row's pairs; 16 x 16 sums are float32. Left tiles come in twos below each other, right ones in twos side by side. */
 
 #include "attention.h"
 
@@ -9,11 +9,13 @@
 #define BLOCK 32 /* rows or columns of four tiles of sums, and numbers of a tile's row */
 #define PAIR 1024 /* numbers of two tiles, those of a block for 32 numbers of the inner side */
 
-/* A tile is read from `at`, rows `step` bytes from each other. (Some compilers' own intrinsic does not say that it reads memory.) */
-#define READ(tile, at, step) \
-    __asm__ volatile("tileloadd (%0,%1,1), %%tmm" #tile ::"r"((const void *)(at)), "r"((long)(step)) : "memory")
+/* A tile is read from `at`, rows `step` bytes from each other. (Some compilers' own does not say that it reads memory.) */
+#define READ(tile, at, step)                                                                                                   \
+    __asm__ volatile("tileloadd (%0,%1,1), %%tmm" #tile::"r"((const void *)(at)), "r"((long)(step)) : "memory")
 
-struct tiles { const bf16 *one, *other; }; /* two, side by side or below each other */
+struct tiles {
+    const bf16 *one, *other;
+}; /* two, side by side or below each other */
 
 static inline __mmask32 first_of(long count) { return count >= 32 ? ~0u : count <= 0 ? 0 : (1u << count) - 1; }
 
@@ -27,7 +29,8 @@ static inline __m512i numbers(const char *at, __mmask32 all, int single) {
 static inline void turn_over(__m512i r[16]) { /* 16 x 16 pairs */
     __m512i t[16];
 #pragma GCC unroll 8
-    for (int i = 0; i < 16; i += 2) t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]), t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+    for (int i = 0; i < 16; i += 2)
+        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]), t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
 #pragma GCC unroll 4
     for (int i = 0; i < 16; i += 4) {
         r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]), r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
@@ -47,8 +50,8 @@ static inline void turn_over(__m512i r[16]) { /* 16 x 16 pairs */
 
 /* Two rows' numbers as pairs, 16 in each of two registers. */
 static inline void pair_up(__m512i one, __m512i other, __m512i *low, __m512i *high) {
-    const __m512i first = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37, 5, 36, 4, 35,
-                                           3, 34, 2, 33, 1, 32, 0);
+    const __m512i first = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37, 5,
+                                           36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
     *low = _mm512_permutex2var_epi16(one, first, other);
     *high = _mm512_permutex2var_epi16(one, _mm512_add_epi16(first, _mm512_set1_epi16(16)), other);
 }

@@ -20,7 +20,12 @@ static inline void head_rows(const bf16 *x, long step, long first, long count, c
     for (long i = 0; i < 32; i++) row[i] = (const char *)(first + i < count ? x + (first + i) * step : nothing);
 }
 
-enum form { LEFT, RIGHT, LEFT_OVER, RIGHT_OVER }; /* rows as a side's own; `over`: as the inner side, numbers as the side's own */
+enum form {
+    LEFT,
+    RIGHT,
+    LEFT_OVER,
+    RIGHT_OVER
+}; /* rows as a side's own; `over`: as the inner side, numbers as the side's own */
 
 /* A head (count, d) as tiles: (blocks of 32 rows, blocks of 32 numbers, PAIR). */
 static bf16 *formed(enum form form, bf16 *to, const bf16 *x, long step, long count, long d) {
@@ -45,7 +50,8 @@ static inline void every(struct tiles *to, const bf16 *at, long step, long count
 
 static inline float product_of(const bf16 *a, const bf16 *b, long d) {
     floats sum = _mm512_setzero_ps();
-    for (long i = 0; i < d; i += 32) sum = product(sum, _mm512_maskz_loadu_epi16(first_of(d - i), a + i), _mm512_maskz_loadu_epi16(first_of(d - i), b + i));
+    for (long i = 0; i < d; i += 32)
+        sum = product(sum, _mm512_maskz_loadu_epi16(first_of(d - i), a + i), _mm512_maskz_loadu_epi16(first_of(d - i), b + i));
     return _mm512_reduce_add_ps(sum);
 }
 
@@ -135,7 +141,8 @@ void wide_there(const struct head *h, char *room, long d) {
                 multiplied(left, asked, wide, scores + (block + 1) % 2 * SUMS, 1);
             }
             raised(scores + block % 2 * SUMS, scale, shift, m - block * BLOCK, up + at * PAIR);
-            for (int i = 0; !spare && i < 2 * LANES; i++) total[i / 16] = product(total[i / 16], _mm512_load_si512(up + at * PAIR + i * 32), ones);
+            for (int i = 0; !spare && i < 2 * LANES; i++)
+                total[i / 16] = product(total[i / 16], _mm512_load_si512(up + at * PAIR + i * 32), ones);
             if (count < CHUNK && block + 1 < blocks) continue;
             every(right, up, 1, count);
             for (long i = 0; i < wide; i++) {
@@ -157,8 +164,9 @@ struct slopes { /* of a block of scores, for the next products */
     bf16 *raised, *left, *right; /* exponentials as left tiles; gradients of scores as left tiles, and as right ones */
 };
 
-/* Exponentials of scores, and gradients of those by what is `up`; zero of keys that there are none of. */
-static inline void sloped(const float *score, const float *up, floats scale, const floats log[2], const floats less[2], long keys, struct slopes to) {
+/* Exponentials of scores, and gradients of the scores by what is `up`; zero of keys that there are none of. */
+static inline void sloped(const float *score, const float *up, floats scale, const floats log[2], const floats less[2],
+                          long keys, struct slopes to) {
     for (int i = 0; i < LANES; i++) {
         floats slope[2][2];
         for (int odd = 0; odd < 2; odd++) {
@@ -167,13 +175,16 @@ static inline void sloped(const float *score, const float *up, floats scale, con
             floats by[2];
 #pragma GCC unroll 2
             for (int half = 0; half < 2; half++) {
-                by[half] = _mm512_maskz_mov_ps(there, power(_mm512_fmsub_ps(_mm512_load_ps(score + at + half * 256), scale, log[half])));
-                slope[half][odd] = _mm512_maskz_mul_ps(there, by[half], _mm512_sub_ps(_mm512_load_ps(up + at + half * 256), less[half]));
+                by[half] = _mm512_maskz_mov_ps(
+                    there, power(_mm512_fmsub_ps(_mm512_load_ps(score + at + half * 256), scale, log[half])));
+                slope[half][odd] =
+                    _mm512_maskz_mul_ps(there, by[half], _mm512_sub_ps(_mm512_load_ps(up + at + half * 256), less[half]));
             }
             _mm512_store_si512(to.raised + row * 32, (__m512i)_mm512_cvtne2ps_pbh(by[1], by[0]));
             _mm512_store_si512(to.left + row * 32, (__m512i)_mm512_cvtne2ps_pbh(slope[1][odd], slope[0][odd]));
         }
-        for (int half = 0; half < 2; half++) _mm512_store_si512(to.right + half * PAIR / 2 + i * 32, paired(slope[half][0], slope[half][1]));
+        for (int half = 0; half < 2; half++)
+            _mm512_store_si512(to.right + half * PAIR / 2 + i * 32, paired(slope[half][0], slope[half][1]));
     }
 }
 
@@ -182,7 +193,8 @@ static void as_rows(bf16 *to, long step, long first, long count, long d, const f
     for (long i = 0; i < d; i += BLOCK, sums += SUMS)
         for (long row = 0; row < BLOCK && first + row < count; row++) {
             const float *at = sums + row / 16 * 512 + row % 16 * 16;
-            __m512i both = (__m512i)_mm512_cvtne2ps_pbh(_mm512_mul_ps(_mm512_load_ps(at + 256), factor), _mm512_mul_ps(_mm512_load_ps(at), factor));
+            __m512i both = (__m512i)_mm512_cvtne2ps_pbh(_mm512_mul_ps(_mm512_load_ps(at + 256), factor),
+                                                        _mm512_mul_ps(_mm512_load_ps(at), factor));
             _mm512_mask_storeu_epi16(to + (first + row) * step + i, first_of(d - i), both);
         }
 }
@@ -196,7 +208,8 @@ void wide_back(const struct head *h, char *room, long d) {
     bf16 *key_over = formed(LEFT, value, h->value, h->value_step, m, d);
     struct slopes all = {.raised = formed(LEFT_OVER, key_over, h->key, h->key_step, m, d)};
     all.left = all.raised + SQUARE * SQUARE * PAIR, all.right = all.left + SQUARE * SQUARE * PAIR;
-    float *scores = (float *)(all.right + SQUARE * SQUARE * PAIR), *to_key = scores + 4 * SUMS, *to_value = to_key + SQUARE * wide * SUMS;
+    float *scores = (float *)(all.right + SQUARE * SQUARE * PAIR), *to_key = scores + 4 * SUMS,
+          *to_value = to_key + SQUARE * wide * SUMS;
     float *to_query = to_value + SQUARE * wide * SUMS, *logs = to_query + queries * wide * SUMS, *less = logs + queries * BLOCK;
     floats scale = _mm512_set1_ps(h->scale * 1.44269504f), plain = _mm512_set1_ps(h->scale), factor[2] = {plain, plain};
     for (long row = 0; row < queries * BLOCK; row++) { /* where there is no such row nothing is raised */
@@ -223,7 +236,8 @@ void wide_back(const struct head *h, char *room, long d) {
                         off[half] = _mm512_loadu_ps(less + (i + b) * BLOCK + half * 16);
                     }
                     long at = (a * SQUARE + b) * PAIR, over = (b * SQUARE + a) * PAIR;
-                    sloped(now, now + SUMS, scale, log, off, m - (j + a) * BLOCK, (struct slopes){all.raised + at, all.left + at, all.right + over});
+                    sloped(now, now + SUMS, scale, log, off, m - (j + a) * BLOCK,
+                           (struct slopes){all.raised + at, all.left + at, all.right + over});
                 }
             for (long a = 0; a < tall; a++)
                 for (long part = 0; part < wide; part++) {
@@ -246,7 +260,8 @@ void wide_back(const struct head *h, char *room, long d) {
             as_rows(h->to_key, h->key_step, (j + a) * BLOCK, m, d, to_key + a * wide * SUMS, plain);
         }
     }
-    for (long i = 0; i < queries; i++) seen_as_rows(h->to_query, h->query_step, i * BLOCK, n, d, to_query + i * wide * SUMS, factor);
+    for (long i = 0; i < queries; i++)
+        seen_as_rows(h->to_query, h->query_step, i * BLOCK, n, d, to_query + i * wide * SUMS, factor);
 }
 #else
 long wide_room(long n, long m, long d) { return n - n + m - m + d - d; }
