@@ -31,6 +31,15 @@ torch.set_num_threads(1)
 ROOT = Path(__file__).parent.parent
 
 
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """For what is shared out among threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
 @dataclass(frozen=True)
 class Finished:
     """A whole run that is only looked at; copy what you change."""

@@ -2,7 +2,7 @@
 
 import copy
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +19,8 @@ from dovetail.edges.models import Models
 from dovetail.engines import attention, feedforward
 from dovetail.engines.fused import SOURCES, blocks, convolutions, kernels, transformers
 
-pytestmark = pytest.mark.skipif(not kernels.there(), reason="no C compiler")
+pytestmark = [pytest.mark.skipif(not kernels.there(), reason="no C compiler"), pytest.mark.usefixtures("two_threads")]
 BF16 = 2**-8  # what a number of seven bits is off by at most
-
-
-@pytest.fixture(autouse=True)
-def _two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
 
 
 def chance(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:

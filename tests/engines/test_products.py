@@ -1,7 +1,5 @@
 """Products of tokens and pictures with weights, held to float64: by tiles where there are some, and as PyTorch does them."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor
@@ -9,17 +7,9 @@ from torch.nn import functional
 
 from dovetail.engines.fused import kernels, products
 
-pytestmark = pytest.mark.skipif(not kernels.there(), reason="no C compiler")
+pytestmark = [pytest.mark.skipif(not kernels.there(), reason="no C compiler"), pytest.mark.usefixtures("two_threads")]
 BF16 = 2**-8
 BOTH = torch.bfloat16, torch.float32
-
-
-@pytest.fixture(autouse=True)
-def _two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
 
 
 def chance(*shape: int, seed: int = 0, dtype: torch.dtype = torch.bfloat16) -> Tensor:
