@@ -23,7 +23,7 @@ def near(mine: Tensor, exact: Tensor) -> None:
 
 
 @pytest.mark.parametrize("tiles", [True, False], ids=["tiles", "PyTorch's"])
-@pytest.mark.parametrize("rows, width, out", [(64, 64, 64), (77, 96, 40), (1, 300, 24), (700, 320, 520), (33, 7, 3)])
+@pytest.mark.parametrize("rows, width, out", [(64, 64, 64), (77, 96, 40), (1, 300, 24), (700, 320, 520), (33, 7, 3), (0, 8, 8)])
 def test_linear_there_and_back(monkeypatch: pytest.MonkeyPatch, rows: int, width: int, out: int, tiles: bool) -> None:
     if not tiles:
         monkeypatch.setattr(kernels, "tiles", lambda: None)

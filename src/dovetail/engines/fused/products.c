@@ -515,6 +515,7 @@ static long split(long count, long most, long unit, long threads, int share) { /
 
 static void multiply(const struct side *left, const struct side *right, const struct result *r) {
     long rows = left->outer, columns = right->outer, threads = omp_get_max_threads();
+    if (!rows || !columns) return;
     long unit = r->kernel ? 32 * TAPS : 32, most = r->kernel ? 2 * unit : BROAD, depth = DEPTH;
     static const int lefts[] = {1, 4, 1, 0, 0, 0}, rights[] = {4, 1, 0, 1, 10, 10}; /* what it takes to pack them, by kind */
     int by_rows = rows * lefts[left->kind] >= columns * rights[right->kind];

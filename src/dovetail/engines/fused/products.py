@@ -55,7 +55,7 @@ def back(gradient: Tensor, weight: Tensor) -> Tensor:
 def outer(gradient: Tensor, x: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     """Gradient (out, in) of weights, of (..., out) and (..., in): bf16 numbers, as float32 if asked for."""
     out, width = gradient.shape[-1], x.shape[-1]
-    if not _tiled(out, width):
+    if not _tiled(out, width) or not x.numel():
         return (gradient.flatten(0, -2).T @ x.flatten(0, -2)).to(dtype)
     gradient, x, weight = gradient.contiguous(), x.contiguous(), torch.empty(out, width, dtype=dtype)
     kernels.tiles().tile_outer(*kernels.at(gradient, x, weight), x.numel() // width, width, out, _single(weight))
