@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dovetail.engines.fused import kernels, products
+from dovetail.engines.fused.products import linear, outer
 
 MUCH = 18 << 20  # bytes of the inner width of one call, from which on room is worth more than the time to make it again
 AT_ONCE = 4 << 20  # bytes of it that are worked on together
@@ -61,7 +62,7 @@ def there(tokens: Tensor, into: Tensor, first: Tensor, out: Tensor, last: Tensor
     rows = tokens.flatten(0, -2)
     seen = torch.empty(len(rows), len(out), dtype=tokens.dtype)
     for at in _pieces(rows, into):
-        seen[at] = _linear(_gated(_linear(rows[at], into, first)), out, last)
+        seen[at] = linear(_gated(linear(rows[at], into, first)), out, last)
     return seen.unflatten(0, tokens.shape[:-1])
 
 
@@ -72,26 +73,14 @@ def back(gradient: Tensor, tokens: Tensor, into: Tensor, first: Tensor, out: Ten
     to_rows = torch.empty_like(rows)
     to_into, to_first, to_out, to_last = (torch.zeros_like(x, dtype=exact) for x in (into, first, out, out[:, 0]))
     for at in _pieces(rows, into):
-        to_inner, gated = _gated_back(_back(gradients[at], out), _linear(rows[at], into, first))
-        kernels.add_to(to_out, _outer(gradients[at], gated))
+        to_inner, gated = _gated_back(products.back(gradients[at], out), linear(rows[at], into, first))
+        kernels.add_to(to_out, outer(gradients[at], gated))
         to_last += gradients[at].sum(0, dtype=exact)
-        to_rows[at] = _back(to_inner, into)
-        kernels.add_to(to_into, _outer(to_inner, rows[at]))
+        to_rows[at] = products.back(to_inner, into)
+        kernels.add_to(to_into, outer(to_inner, rows[at]))
         to_first += to_inner.sum(0, dtype=exact)
     weights = (x.to(tokens.dtype) for x in (to_into, to_first, to_out, to_last))
     return to_rows.unflatten(0, tokens.shape[:-1]), *weights
-
-
-def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return products.linear(x, weight, bias) if x.dtype == torch.bfloat16 else functional.linear(x, weight, bias)
-
-
-def _back(gradient: Tensor, weight: Tensor) -> Tensor:
-    return products.back(gradient, weight) if gradient.dtype == torch.bfloat16 else gradient @ weight
-
-
-def _outer(gradient: Tensor, x: Tensor) -> Tensor:
-    return products.outer(gradient, x) if x.dtype == torch.bfloat16 else gradient.T @ x
 
 
 def _gated(inner: Tensor) -> Tensor:

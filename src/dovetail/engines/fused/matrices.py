@@ -32,7 +32,8 @@ def matrix(*weights: Tensor) -> Tensor:
     if (copy := copies.of(weights)) is not None:
         return copy
     if len(weights) == 1:
-        return weights[0].flatten(1) if products.tiled() else weights[0].flatten(1).to(torch.bfloat16)
+        one = weights[0].flatten(1)
+        return one if products.tiled() else one.to(torch.bfloat16)
     below = torch.empty(sum(map(len, weights)), weights[0][0].numel(), dtype=torch.bfloat16)
     for part, weight in zip(below.split([len(w) for w in weights]), weights, strict=True):
         part.copy_(weight.flatten(1))

@@ -1,7 +1,7 @@
-"""Products of tokens and pictures with weights, there and back, bf16: by tiles where the processor has them, else PyTorch's.
+"""Products of tokens and pictures with weights, there and back: bf16 by tiles where the processor has them, else PyTorch's.
 
-Tokens are (..., width), pictures (b, c, h, w) in channels-last layout, both bf16 and dense; weights are bf16, or float32 as
-they lie where there are tiles: they become bf16 as they are read then.
+Tokens are (..., width), pictures (b, c, h, w) in channels-last layout, bf16 and dense; weights are bf16, or float32 as they
+lie: they become bf16 as they are read.
 """
 
 import torch
@@ -18,12 +18,8 @@ def tiled() -> bool:
     return kernels.tiles() is not None
 
 
-def _tiled(*widths: int) -> bool:
-    return kernels.tiles() is not None and max(widths) <= WIDEST
-
-
-def _half(weight: Tensor) -> Tensor:
-    return weight.to(torch.bfloat16)
+def _tiled(x: Tensor, *widths: int) -> bool:
+    return tiled() and x.dtype == torch.bfloat16 and x.is_cpu and max(widths) <= WIDEST
 
 
 def _single(weight: Tensor) -> bool:
@@ -33,8 +29,8 @@ def _single(weight: Tensor) -> bool:
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, beside: Tensor | None = None) -> Tensor:
     """x (..., in) weight^T (out, in) + bias + what is `beside`, (..., out)."""
     out, width = weight.shape
-    if not _tiled(out, width):
-        y = functional.linear(x, _half(weight), None if bias is None else _half(bias))
+    if not _tiled(x, out, width):
+        y = functional.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
         return y if beside is None else y.add_(beside)
     x, y, bias = x.contiguous(), x.new_empty(*x.shape[:-1], out), None if bias is None else bias.float()
     told = kernels.at(x, weight, bias, beside, y)
@@ -45,17 +41,17 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, beside: Tensor
 def back(gradient: Tensor, weight: Tensor) -> Tensor:
     """Gradient (..., in) of what became (..., out) by weight (out, in)."""
     out, width = weight.shape
-    if not _tiled(out, width):
-        return gradient @ _half(weight)
+    if not _tiled(gradient, out, width):
+        return gradient @ weight.to(gradient.dtype)
     gradient, x = gradient.contiguous(), gradient.new_empty(*gradient.shape[:-1], width)
     kernels.tiles().tile_back(*kernels.at(gradient, weight, x), x.numel() // width, width, out, _single(weight))
     return x
 
 
-def outer(gradient: Tensor, x: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-    """Gradient (out, in) of weights, of (..., out) and (..., in): bf16 numbers, as float32 if asked for."""
-    out, width = gradient.shape[-1], x.shape[-1]
-    if not _tiled(out, width) or not x.numel():
+def outer(gradient: Tensor, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Gradient (out, in) of weights, of (..., out) and (..., in): numbers of their kind, as `dtype` if asked for."""
+    out, width, dtype = gradient.shape[-1], x.shape[-1], dtype or x.dtype
+    if not _tiled(x, out, width) or not x.numel():
         return (gradient.flatten(0, -2).T @ x.flatten(0, -2)).to(dtype)
     gradient, x, weight = gradient.contiguous(), x.contiguous(), torch.empty(out, width, dtype=dtype)
     kernels.tiles().tile_outer(*kernels.at(gradient, x, weight), x.numel() // width, width, out, _single(weight))

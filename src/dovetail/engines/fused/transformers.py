@@ -116,30 +116,18 @@ class _Block(torch.autograd.Function):
             to_into, to_into_bias, to_last = gated[:3]
         else:
             to_wide, inner = kernels.gated_back(products.back(gradient, last), wide)
-            to_last, to_into, to_into_bias = (
-                outer(gradient, inner, dtype),
-                outer(to_wide, seen2, dtype),
-                kernels.sum_rows(to_wide),
-            )
-            to_seen = products.back(to_wide, into)
+            to_last, to_into = outer(gradient, inner, dtype), outer(to_wide, seen2, dtype)
+            to_into_bias, to_seen = kernels.sum_rows(to_wide), products.back(to_wide, into)
         to_x, to_third, to_third_bias = kernels.layer_norm_back(to_seen, x2, third, mean2, rstd2, gradient)
         to_onto, to_onto_bias = outer(to_x, kept1[0], dtype), kernels.sum_rows(to_x)
+        to_found, need = products.back(to_x, onto), ctx.needs_input_grad[1]
         to_seen, to_context, by_cross = _attend_back(
-            products.back(to_x, onto),
-            seen1,
-            context,
-            [asks, cross],
-            told.heads,
-            told.scales[1],
-            kept1,
-            ctx.needs_input_grad[1],
-            dtype,
+            to_found, seen1, context, [asks, cross], told.heads, told.scales[1], kept1, need, dtype
         )
         to_x, to_second, to_second_bias = kernels.layer_norm_back(to_seen, x1, second, mean1, rstd1, to_x)
         to_out, to_out_bias = outer(to_x, kept[0], dtype), kernels.sum_rows(to_x)
-        to_seen, _, by_own = _attend_back(
-            products.back(to_x, out), seen, None, [own], told.heads, told.scales[0], kept, False, dtype
-        )
+        to_found = products.back(to_x, out)
+        to_seen, _, by_own = _attend_back(to_found, seen, None, [own], told.heads, told.scales[0], kept, False, dtype)
         to_x, to_norm, to_norm_bias = kernels.layer_norm_back(to_seen, x, norm, mean, rstd, to_x)
         found = (
             to_norm, to_norm_bias, *by_own, to_out, to_out_bias, to_second, to_second_bias, *by_cross, to_onto, to_onto_bias,
@@ -209,10 +197,8 @@ class _Project(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
         x, by = ctx.saved_tensors
         needs, gradient = ctx.needs_input_grad, gradient.contiguous()
-        found = (
-            outer(gradient, x, wanted(ctx.weights[0])) if needs[1] else None,
-            kernels.sum_rows(gradient) if needs[2] else None,
-        )
+        to_weight = outer(gradient, x, wanted(ctx.weights[0])) if needs[1] else None
+        found = to_weight, kernels.sum_rows(gradient) if needs[2] else None
         return products.back(gradient, by) if needs[0] else None, *handed(ctx.weights, found), gradient if needs[3] else None
 
 
