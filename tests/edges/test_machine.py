@@ -1,6 +1,9 @@
 """What the machine says of its memory."""
 
 import mmap
+import os
+import sys
+import threading
 
 import pytest
 import torch
@@ -22,3 +25,32 @@ def test_a_container_may_have_less(monkeypatch: pytest.MonkeyPatch) -> None:
     assert machine.held_bytes() == 0, "where nobody says, nothing is held"
     monkeypatch.setattr(machine, "_text", lambda path: "max\n")
     assert machine.memory_bytes(torch.device("cpu")) > 2**30
+
+
+def test_what_is_free_is_what_the_machine_and_its_container_still_give(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert 0 < machine.free_bytes() < machine.memory_bytes(torch.device("cpu"))
+    told = {"/proc/meminfo": "MemTotal: 9000 kB\nMemAvailable:    5000 kB\nHugePages_Total:       0\n"}
+    monkeypatch.setattr(machine, "_text", lambda path: told.get(path, ""))
+    assert machine.free_bytes() == 5000 * 1024
+    told |= {"/sys/fs/cgroup/memory.max": "4000000\n", "/sys/fs/cgroup/memory.current": "3000000\n"}
+    assert machine.free_bytes() == 1_000_000
+    told |= {"/sys/fs/cgroup/memory.stat": "anon 5\ninactive_file 500000\n"}
+    assert machine.free_bytes() == 1_500_000, "what is kept of files is given up where it is wanted"
+    told |= {"/sys/fs/cgroup/memory.max": "max\n"}
+    assert machine.free_bytes() == 5000 * 1024
+    told.clear()
+    assert machine.free_bytes() == machine.memory_bytes(torch.device("cpu")), "where nobody says"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing is done")
+def test_a_thread_that_gives_way_leaves_all_others_as_they_are() -> None:
+    before, seen = os.getpriority(os.PRIO_PROCESS, 0), []
+
+    def low() -> None:
+        machine.give_way()
+        seen.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+
+    thread = threading.Thread(target=low)
+    thread.start()
+    thread.join()
+    assert seen == [19] and os.getpriority(os.PRIO_PROCESS, 0) == before

@@ -1,5 +1,7 @@
 """A training that is cut off, goes wrong, or comes to its best before its end: nothing is lost."""
 
+import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +10,14 @@ import torch
 from schooling import CPU, config, teach
 from torch import Tensor
 
-from dovetail.edges import tensors
+from dovetail.edges import machine, tensors
 from dovetail.edges.console import Show
 from dovetail.edges.models import Models
 from dovetail.engines import checkpoints, learner, objective
+from dovetail.engines.checkpoints import Checkpoint
 from dovetail.engines.lessons import Lessons
 from dovetail.engines.material import Item, Material
-from dovetail.errors import StoppedError, TrainingError
+from dovetail.errors import StoppedError, StoreError, TrainingError
 
 
 @pytest.mark.parametrize(("method", "text_encoder"), [("full", False), ("lora", False), ("dora", True)])
@@ -193,3 +196,93 @@ def test_when_the_time_is_up_a_checkpoint_is_written_and_the_same_call_goes_on_t
             teach(tiny_base, tmp_path / "cut", material, config(time_limit_minutes=1e-9))
     again, _ = teach(tiny_base, tmp_path / "cut", material, config(time_limit_minutes=1e-9))
     assert tensors.digest(again) == tensors.digest(whole)
+
+
+def _slow_disk(monkeypatch: pytest.MonkeyPatch, released: threading.Event) -> list[int]:
+    """Nothing is written before that; returns the checkpoints that are waiting, or were."""
+    begun: list[int] = []
+    write = checkpoints.write
+
+    def slowly(final: Path, checkpoint: Checkpoint) -> None:
+        begun.append(checkpoint.step)
+        assert released.wait(60), "the training waits for the disk"
+        write(final, checkpoint)
+
+    monkeypatch.setattr(checkpoints, "write", slowly)
+    return begun
+
+
+def test_steps_go_on_beside_the_writing_of_a_checkpoint_and_do_not_change_it(
+    tiny_base: Path, tmp_path: Path, material: Material, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = config(held_out_every=100)
+    teach(tiny_base, tmp_path / "a", material, settings)
+    released, there = threading.Event(), []
+    begun = _slow_disk(monkeypatch, released)
+
+    def note(step: int, numbers: dict[str, float]) -> None:
+        if step == 4:
+            assert begun == [0] and not checkpoints.every(tmp_path / "b")
+            released.set()
+        there.append(step)
+
+    learner.teach(Models(tiny_base, CPU), material, settings, 2e-3, tmp_path / "b", Show(quiet=True), lambda step: None, note)
+    assert there == [1, 2, 3, 4, 5, 6] and begun == [0, 2, 4, 6, 6]
+    for step in (4, 6):
+        one, other = (checkpoints.read(tmp_path / name / f"checkpoint-{step}") for name in "ab")
+        assert one.state == other.state and list(one.files) == list(other.files)
+        for name in one.files:
+            assert tensors.digest(one.files[name]) == tensors.digest(other.files[name]), "later steps are in it"
+
+
+def test_a_stopped_training_waits_until_its_checkpoint_is_on_the_disk(
+    tiny_base: Path, tmp_path: Path, material: Material, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released = threading.Event()
+    _slow_disk(monkeypatch, released)
+    threading.Timer(0.5, released.set).start()
+    with pytest.raises(StoppedError):
+        teach(tiny_base, tmp_path, material, config(time_limit_minutes=1e-9))
+    assert [p.name for p in checkpoints.every(tmp_path)] == ["checkpoint-1"]
+
+
+@pytest.mark.parametrize("steps", [6, 4])
+def test_a_checkpoint_that_could_not_be_written_ends_the_training_in_one_line(
+    tiny_base: Path, tmp_path: Path, material: Material, monkeypatch: pytest.MonkeyPatch, steps: int
+) -> None:
+    save = checkpoints.save
+
+    def full(root: Path, checkpoint: Checkpoint, kept: int | None, best: int | None) -> None:
+        if checkpoint.step == 4:
+            raise StoreError(f"the disk is full while writing {root}", do="free some room and run the same command again")
+        save(root, checkpoint, kept, best)
+
+    monkeypatch.setattr(checkpoints, "save", full)
+    with pytest.raises(StoreError, match="the disk is full"):
+        teach(tiny_base, tmp_path, material, config(steps=steps))
+    assert [p.name for p in checkpoints.every(tmp_path)] == ["checkpoint-2"]
+
+
+def test_where_memory_is_too_short_for_a_copy_the_training_waits_for_the_disk(
+    tiny_base: Path, tmp_path: Path, material: Material, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, _ = teach(tiny_base, tmp_path / "a", material, config())
+    monkeypatch.setattr(machine, "free_bytes", lambda: 0)
+    threads: set[str] = set()
+    write = checkpoints.write
+
+    def note(final: Path, checkpoint: Checkpoint) -> None:
+        threads.add(threading.current_thread().name)
+        write(final, checkpoint)
+
+    monkeypatch.setattr(checkpoints, "write", note)
+    again, _ = teach(tiny_base, tmp_path / "b", material, config())
+    assert threads == {threading.current_thread().name} and tensors.digest(again) == tensors.digest(whole)
+
+
+def test_what_a_kill_left_half_written_is_swept_away(tiny_base: Path, tmp_path: Path, material: Material) -> None:
+    teach(tiny_base, tmp_path, material, config(steps=2))
+    half = tmp_path / ".checkpoint-4.12345.tmp"
+    shutil.copytree(tmp_path / "checkpoint-2", half)
+    teach(tiny_base, tmp_path, material, config())
+    assert not half.exists() and (found := checkpoints.latest(tmp_path)) and found.step == 6

@@ -4,6 +4,8 @@ import contextlib
 import functools
 import os
 import resource
+import sys
+import threading
 import time
 from pathlib import Path
 
@@ -69,6 +71,23 @@ def held_bytes() -> int:
     """Of the machine's memory, that this process holds now; 0 where that is not told."""
     told = _text("/proc/self/statm").split()
     return int(told[1]) * os.sysconf("SC_PAGE_SIZE") if told else 0
+
+
+def free_bytes() -> int:
+    """Of this machine's memory, or of the container's that it gives us: what can still be taken, files' caches among it."""
+    told = dict(line.split(":", 1) for line in _text("/proc/meminfo").splitlines())
+    free = int(told["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in told else memory_bytes(torch.device("cpu"))
+    most, now = (_text(f"/sys/fs/cgroup/memory.{what}").strip() for what in ("max", "current"))
+    if not (most.isdecimal() and now.isdecimal()):
+        return free
+    cached = dict(line.split() for line in _text("/sys/fs/cgroup/memory.stat").splitlines()).get("inactive_file", "0")
+    return max(0, min(free, int(most) - int(now) + int(cached)))
+
+
+def give_way() -> None:
+    """Have the thread that calls take only what all others leave of the processor. Elsewhere than on Linux nothing is done."""
+    if sys.platform == "linux":  # there, this number is a thread's and not the whole process'
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
 
 
 def _text(path: str) -> str:

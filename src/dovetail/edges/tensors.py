@@ -12,6 +12,11 @@ from torch import Tensor
 from dovetail.errors import StoreError
 
 
+def copied(tensor: Tensor) -> Tensor:
+    """A contiguous copy in this machine's memory."""
+    return torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor.detach())
+
+
 def to_bytes(tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:
     """safetensors bytes; the same tensors give the same bytes."""
     return save({k: v.detach().cpu().contiguous() for k, v in sorted(tensors.items())}, metadata)

@@ -1,19 +1,26 @@
 """Checkpoints of a training: written to a temporary name, fsynced, read back, renamed, and only then older ones pruned.
 
-`checkpoint-N/unet` and `unet_ema` are folders that diffusers' `from_pretrained` opens.
+`checkpoint-N/unet` and `unet_ema` are folders that diffusers' `from_pretrained` opens. They are written from a copy while the
+training goes on.
 """
 
 import json
 import os
 import shutil
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from torch import Tensor
 
-from dovetail.edges import folders, tensors
+from dovetail.edges import folders, machine, tensors
 from dovetail.errors import StoreError
+
+SHARE = 4  # a copy takes this part at most of the memory that is free: where it would take more, the training waits
+WAITING = 2  # copies at a time, of the best weights and of all that a step depends on
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +32,55 @@ class Checkpoint:
     state: dict[str, Any]  # plain data: what was asked, the curve so far, the loss scaler
     texts: dict[str, str] = field(default_factory=dict)  # path below the checkpoint -> text, for other tools
 
+    def bytes(self) -> int:
+        """Of all tensors."""
+        return sum(tensor.nbytes for data in self.files.values() for tensor in data.values())
 
-def save(root: Path, checkpoint: Checkpoint, kept: int | None) -> None:
-    """Write `root/checkpoint-N`; then delete all but the `kept` newest."""
+    def copied(self) -> "Checkpoint":
+        """The same, with tensors in this machine's memory that no step changes."""
+        return replace(self, files={name: {k: tensors.copied(v) for k, v in data.items()} for name, data in self.files.items()})
+
+
+class Writer:
+    """Writes checkpoints one after another, in a thread that takes what the training leaves of the processor."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, "checkpoints", machine.give_way)
+        self._under_way: deque[Future[None]] = deque()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *why: object) -> None:
+        self._thread.shutdown()
+
+    def add(self, checkpoint: Checkpoint, work: Callable[[Checkpoint], None], live: bool) -> None:
+        """Have `work` write it: from a copy, where its tensors are `live`, or at once where memory is too short for one."""
+        if checkpoint.bytes() > machine.free_bytes() // SHARE:
+            self.wait()
+            work(checkpoint)
+            return
+        self.look(WAITING - 1)
+        self._under_way.append(self._thread.submit(work, checkpoint.copied() if live else checkpoint))
+
+    def look(self, most: int = WAITING) -> None:
+        """Forget what is written, and wait until no more than `most` are under way. Raises what went wrong with one."""
+        while self._under_way and (len(self._under_way) > most or self._under_way[0].done()):
+            self._under_way.popleft().result()
+
+    def wait(self) -> None:
+        """Until all is on the disk. Raises what went wrong."""
+        self.look(0)
+
+
+def save(root: Path, checkpoint: Checkpoint, kept: int | None, best: int | None) -> None:
+    """Write `root/checkpoint-N`; then delete all but the `kept` newest, and all best weights but those of the step `best`."""
     write(root / f"checkpoint-{checkpoint.step}", checkpoint)
     for old in every(root)[:-kept] if kept else []:
         shutil.rmtree(old, ignore_errors=True)
+    for old in every(root, "best"):
+        if old.name != f"best-{best}":
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def write(final: Path, checkpoint: Checkpoint) -> None:
@@ -51,11 +101,10 @@ def write(final: Path, checkpoint: Checkpoint) -> None:
         raise
 
 
-def prune(root: Path, kind: str, step: int | None) -> None:
-    """Delete every `root/kind-N` but that of `step`."""
-    for folder in every(root, kind):
-        if folder.name != f"{kind}-{step}":
-            shutil.rmtree(folder, ignore_errors=True)
+def sweep(root: Path) -> None:
+    """Delete what a killed process had half written."""
+    for half in root.glob(".*.tmp"):
+        shutil.rmtree(half, ignore_errors=True)
 
 
 def every(root: Path, kind: str = "checkpoint") -> list[Path]:

@@ -19,7 +19,7 @@ from dovetail.core import schedules, trends
 from dovetail.edges import folders, machine
 from dovetail.edges.models import Models
 from dovetail.engines import checkpoints, compiling, material, processes, sharding
-from dovetail.engines.lessons import Lessons, averaged, best, put, resume, save, save_best, wholes
+from dovetail.engines.lessons import Lessons, averaged, best, put, resume, save, save_best, settle, wholes
 from dovetail.engines.material import Material, Row
 from dovetail.engines.objective import held_out_losses, training_losses
 from dovetail.engines.preparation import TEXT_ENCODER, prepare, suit
@@ -80,7 +80,8 @@ def teach(
     if step == 0:
         _hold_out(lessons, 0, folder)
     times: deque[float] = deque([time.perf_counter()], maxlen=50)
-    with show.bar("training", config.steps, done=step) as advance, _stopping(config.time_limit_minutes) as stop:
+    bar, stopping = show.bar("training", config.steps, done=step), _stopping(config.time_limit_minutes)
+    with lessons.writer, bar as advance, stopping as stop:
         while not _ended(lessons, step):
             rate = schedules.learning_rate(step, config.steps, learning_rate, config.warmup_steps, config.lr_scheduler)
             rate *= lessons.factor
@@ -96,8 +97,7 @@ def teach(
             told = {"loss": loss, "gradient_norm": norm, "learning_rate": rate}
             on_step(step, told)
             _look(lessons, step, told, folder, on_sample)
-            if step % config.checkpoint_every == 0 or last or _ended(lessons, step):
-                save(lessons, step, folder)
+            _keep(lessons, step, folder, bool(last))
             times.append(time.perf_counter())
             advance(1, f"loss {loss:.3f}  gradient {norm:.2f}  {_speed(config, times)}")
             if last and not _ended(lessons, step):
@@ -134,6 +134,14 @@ def _look(lessons: Lessons, step: int, told: dict[str, float], folder: Path, on_
         with averaged(lessons):
             if lessons.accelerator.is_main_process:
                 on_sample(step)
+
+
+def _keep(lessons: Lessons, step: int, folder: Path, last: bool) -> None:
+    """Checkpoints, written while the next steps are done; after the last one they are on the disk. Raises what went wrong."""
+    last = last or _ended(lessons, step)
+    if last or step % lessons.config.checkpoint_every == 0:
+        save(lessons, step, folder)
+    settle(lessons) if last else lessons.writer.look()
 
 
 def _speed(config: Training, times: Sequence[float]) -> str:
@@ -305,6 +313,7 @@ def _roll_back(lessons: Lessons, step: int, folder: Path, show: folders.Showing)
     """Go back to the newest checkpoint at half the learning rate, if that was asked for; returns its step."""
     what = f"the loss is not a number at step {step + 1}"
     factor = lessons.factor / 2
+    settle(lessons)
     found = checkpoints.latest(folder) if lessons.config.on_nan == "roll back" else None
     if found is None or factor < 0.5**BACKS:
         raise TrainingError(what, do="lower [training] learning_rate and run again")

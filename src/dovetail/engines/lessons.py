@@ -1,7 +1,7 @@
 """Where a training stands: what it works on, how that is written down, and how it is taken up again."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +15,7 @@ from dovetail.config import Training
 from dovetail.core import digests, schedules, trends
 from dovetail.edges.models import Models
 from dovetail.engines import checkpoints, compiling, sharding
-from dovetail.engines.checkpoints import Checkpoint
+from dovetail.engines.checkpoints import Checkpoint, Writer
 from dovetail.engines.material import Material, Row
 from dovetail.engines.objective import Objective
 from dovetail.engines.optimizers import Descent, Packed, Within
@@ -51,6 +51,7 @@ class Lessons:
     sharded: bool  # whether the U-Net's weights are cut in parts, one a process
     late: bool  # whether a step's numbers are read when all of its work is given to the device, and not before the update
     micro: int | None  # pictures a forward pass at most; None until the first step
+    writer: Writer = field(default_factory=Writer)
     curve: list[dict[str, Any]] = field(default_factory=list)
     factor: float = 1.0  # of the learning rate, halved each time that the training was rolled back
     skipped: int = 0
@@ -109,22 +110,29 @@ def _in_whole(
 
 
 def save(lessons: Lessons, step: int, folder: Path) -> None:
-    """Write `folder/checkpoint-N`; then delete older ones, and the best weights of before."""
+    """Have `folder/checkpoint-N` written, then older ones and former best weights deleted, while the training goes on."""
     with lessons.watch.pause():
-        lessons.accelerator.wait_for_everyone()
-        whole = _whole(lessons, step)
-        if lessons.accelerator.is_main_process:
-            checkpoints.save(folder, whole, lessons.config.checkpoints_kept)
-            checkpoints.prune(folder, "best", trends.best_step(lessons.curve))
-        lessons.accelerator.wait_for_everyone()
+        whole, kept, best = _whole(lessons, step), lessons.config.checkpoints_kept, trends.best_step(lessons.curve)
+        _write(lessons, whole, lambda one: checkpoints.save(folder, one, kept, best))
 
 
 def save_best(lessons: Lessons, step: int, folder: Path) -> None:
-    """Write `folder/best-N`, the averaged weights alone; older ones stay until a checkpoint knows of this one."""
+    """Have `folder/best-N` written, the averaged weights alone; older ones stay until a checkpoint knows of this one."""
     with lessons.watch.pause():
         files = {_files(lessons.config)[1]: wholes(lessons, lessons.average)}
-        if lessons.accelerator.is_main_process:
-            checkpoints.write(folder / f"best-{step}", Checkpoint(step, files, {}, _texts(lessons, files)))
+        weights = Checkpoint(step, files, {}, _texts(lessons, files))
+        _write(lessons, weights, lambda one: checkpoints.write(folder / f"best-{step}", one))
+
+
+def _write(lessons: Lessons, whole: Checkpoint, work: Callable[[Checkpoint], None]) -> None:
+    if lessons.accelerator.is_main_process:
+        lessons.writer.add(whole, work, live=not lessons.sharded)
+
+
+def settle(lessons: Lessons) -> None:
+    """Wait until all that was saved is on the disk; all processes must ask at once."""
+    with lessons.watch.pause():
+        lessons.writer.wait()
         lessons.accelerator.wait_for_everyone()
 
 
@@ -138,6 +146,8 @@ def best(lessons: Lessons, folder: Path) -> tuple[int, dict[str, Tensor]] | None
 
 def resume(lessons: Lessons, folder: Path, start: Path | None) -> int:
     """Put the newest whole checkpoint in place, or that of `start`; returns the optimizer steps done."""
+    if lessons.accelerator.is_main_process:
+        checkpoints.sweep(folder)
     found = checkpoints.read(start) if start else checkpoints.latest(folder)
     if found is None:
         return 0
@@ -194,7 +204,7 @@ def _whole(lessons: Lessons, step: int) -> Checkpoint:
         files[averages] = wholes(lessons, lessons.average)
     state = {
         "asked": _asked(lessons), "steps": lessons.config.steps, "micro": lessons.micro, "factor": lessons.factor,
-        "curve": lessons.curve, "scaler": lessons.accelerator.scaler.state_dict() if lessons.accelerator.scaler else {},
+        "curve": list(lessons.curve), "scaler": lessons.accelerator.scaler.state_dict() if lessons.accelerator.scaler else {},
     }  # fmt: skip
     return Checkpoint(step, files, state, _texts(lessons, files))
 
@@ -203,7 +213,7 @@ def _moments(lessons: Lessons) -> dict[str, Tensor]:
     """What the optimizer knows of each weight; gathered as `wholes` does."""
     state = lessons.optimizer.state_dict()["state"]
     told = {(number, key): torch.as_tensor(value) for number, entry in state.items() for key, value in entry.items()}
-    counts = {f"{n}.{key}": tensor for (n, key), tensor in told.items() if tensor.ndim == 0}
+    counts = {f"{n}.{key}": tensor.clone() for (n, key), tensor in told.items() if tensor.ndim == 0}
     cut = {f"{n}.{key}": (tensor, lessons.parameters[n]) for (n, key), tensor in told.items() if tensor.ndim}
     return counts | _in_whole(lessons, list(cut), [tensor for tensor, _ in cut.values()], [like for _, like in cut.values()])
 
