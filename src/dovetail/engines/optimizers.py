@@ -172,8 +172,7 @@ class Packed:
         learning = [p for p in unet.parameters() if p.requires_grad]
         for parameter in learning:
             parameter.register_post_accumulate_grad_hook(self._take)
-            if parameter in self.cast:
-                parameter.taken_by = partial(self._keep, parameter)  # type: ignore[attr-defined]
+            parameter.taken_by = partial(self._keep, parameter)  # type: ignore[attr-defined]
 
     def clip(self, most: float) -> Tensor:
         """Norm of all gradients, in the order of the parameters; the next step scales them to `most` where it is more."""

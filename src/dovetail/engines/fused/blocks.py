@@ -10,20 +10,23 @@ from functools import partial
 from typing import Any
 
 import torch
+from diffusers import UNet2DConditionModel
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
-from torch import Tensor
+from diffusers.models.upsampling import Upsample2D
 from torch.nn import Conv2d, GroupNorm
 
-from dovetail.engines.fused import convolutions, kernels, transformers
+from dovetail.engines.fused import convolutions, kernels, transformers, unets
 
 WAYS: list[tuple[type, Callable[[Any], bool], Callable[..., Any]]] = [
     (Conv2d, convolutions.plain_conv, convolutions.conv),
     (GroupNorm, lambda layer: layer.affine, convolutions.norm),
+    (Upsample2D, convolutions.plain_upsampling, convolutions.upsampled),
     (ResnetBlock2D, convolutions.plain_residual, convolutions.residual),
     (BasicTransformerBlock, transformers.plain_block, transformers.block),
     (Transformer2DModel, transformers.plain_transformer, transformers.transformer),
+    (UNet2DConditionModel, unets.plain_unet, unets.whole),
 ]
 
 
@@ -37,7 +40,8 @@ def fuse(unet: torch.nn.Module) -> None:
                 layer.forward = partial(_either, layer, layer.forward, way)  # type: ignore[method-assign]
 
 
-def _either(layer: Any, otherwise: Callable[..., Any], way: Callable[..., Any], x: Tensor, *args: Any, **keys: Any) -> Any:
+def _either(layer: Any, otherwise: Callable[..., Any], way: Callable[..., Any], *args: Any, **keys: Any) -> Any:
     bf16 = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
-    found = way(layer, x, *args, **keys) if bf16 and x.device.type == "cpu" else None
-    return otherwise(x, *args, **keys) if found is None else found
+    x = args[0] if args else keys.get("sample")  # a whole U-Net's may come by name
+    found = way(layer, *args, **keys) if bf16 and x is not None and x.device.type == "cpu" else None
+    return otherwise(*args, **keys) if found is None else found

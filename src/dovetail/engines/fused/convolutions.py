@@ -3,9 +3,10 @@
 from typing import Any
 
 import torch
+from diffusers.models.upsampling import Upsample2D
 from torch import Tensor
 from torch.nn import Conv2d, GroupNorm, Linear, SiLU
-from torch.nn.functional import conv2d, silu
+from torch.nn.functional import conv2d
 
 from dovetail.engines.fused import kernels, products
 from dovetail.engines.fused.matrices import bare, handed, kept, matrix, picture, tokens, wanted
@@ -111,6 +112,26 @@ def conv(layer: Conv2d, x: Tensor) -> Tensor:
     return _Conv.apply(x, layer.weight, layer.bias, layer.stride[0])
 
 
+class _Enlarged(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return kernels.enlarge(picture(x))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return kernels.enlarge_back(picture(gradient))
+
+
+def upsampled(layer: Upsample2D, x: Tensor, output_size: Any = None) -> Tensor | None:
+    """As the layer has it, twice as high and as wide; None where another size is asked for."""
+    return layer.conv(_Enlarged.apply(x)) if output_size is None else None
+
+
+def plain_upsampling(layer: Upsample2D) -> bool:
+    """Whether each place becomes four, and then there is a convolution."""
+    return layer.norm is None and not layer.use_conv_transpose and layer.interpolate and layer.use_conv and layer.name == "conv"
+
+
 class _Norm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
@@ -144,8 +165,8 @@ class _Residual(torch.autograd.Function):
         x = picture(x)
         of_time = said = shift = None
         if time is not None and by_time is not None and by_time_bias is not None:
-            time = time.to(torch.bfloat16)
-            of_time, said = matrix(by_time), silu(time)
+            time = time.to(torch.bfloat16).contiguous()
+            of_time, said = matrix(by_time), kernels.silu(time)
             shift = linear(said, of_time, by_time_bias)
         in_groups, in_eps, out_groups, out_eps = norms
         raised, *told = kernels.group_norm(x, None, before, before_bias, in_groups, in_eps, True)
@@ -184,9 +205,10 @@ class _Residual(torch.autograd.Function):
         )
         to_time = to_by_time = to_by_time_bias = None
         if to_shift is not None:
-            to_by_time_bias, to_shift = to_shift.sum(0), to_shift.bfloat16()
+            to_by_time_bias = kernels.sum_numbers(to_shift)
+            to_shift = kernels.halve(to_shift, torch.empty(to_shift.shape, dtype=torch.bfloat16))
             to_by_time = outer(to_shift, said, wanted(ctx.weights[0]))
-            to_time = torch.ops.aten.silu_backward.default(products.back(to_shift, of_time), time) if needs[1] else None
+            to_time = kernels.silu_back(products.back(to_shift, of_time), time) if needs[1] else None
         to_last_bias = kernels.sum_rows(tokens(gradient)) if needs[12] or needs[14] else None
         to_beside_bias = None if to_last_bias is None else to_last_bias.clone()  # each keeps its own
         weights = (

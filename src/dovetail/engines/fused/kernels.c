@@ -72,6 +72,23 @@ static void add_up(const float *rows, float *out, long count, long c) {
         for (long i = 0; i < c; i++) out[i] += rows[row * c + i];
 }
 
+/* Sums over the rows of (count, c) as float32 numbers, for who asks from without. */
+void sum_numbers(const float *rows, float *out, long count, long c) { add_up(rows, out, count, c); }
+
+/* y = x sigmoid(x), and the way back. */
+void silu(const bf16 *x, bf16 *y, long count) {
+#pragma omp simd
+    for (long i = 0; i < count; i++) {
+        float u = wide(x[i]);
+        y[i] = narrow(u * sigmoid(u));
+    }
+}
+
+void silu_back(const bf16 *dy, const bf16 *x, bf16 *dx, long count) {
+#pragma omp simd
+    for (long i = 0; i < count; i++) dx[i] = narrow(wide(dy[i]) * silu_slope(wide(x[i])));
+}
+
 #define ROWS 64 /* whose sums are float32 before they are added up in double */
 
 /* y = [silu]((x + shift - mean) rstd gamma + beta), mean and rstd those of a group: Wu and He 2018, eq. 1. */
@@ -453,4 +470,48 @@ void move_heads(const bf16 *from, bf16 *to, long b, long rows, long parts, long 
 void add_to(float *sum, const bf16 *x, long count) {
 #pragma omp parallel for simd schedule(static) if (count > 16384)
     for (long i = 0; i < count; i++) sum[i] += wide(x[i]);
+}
+
+/* y (rows, width) = one + other, whose rows are so many numbers apart. */
+void add_rows(const bf16 *one, const bf16 *other, bf16 *y, long rows, long width, long one_step, long other_step) {
+#pragma omp parallel for schedule(static) if (rows * width > 16384)
+    for (long row = 0; row < rows; row++)
+#pragma omp simd
+        for (long i = 0; i < width; i++)
+            y[row * width + i] = narrow(wide(one[row * one_step + i]) + wide(other[row * other_step + i]));
+}
+
+/* Rows of `width` numbers, so many apart here and there. */
+void copy_rows(const bf16 *from, bf16 *to, long rows, long width, long from_step, long to_step) {
+#pragma omp parallel for schedule(static) if (rows * width > 16384)
+    for (long row = 0; row < rows; row++) memcpy(to + row * to_step, from + row * from_step, width * sizeof(bf16));
+}
+
+/* float32 numbers as bf16. */
+void halve(const float *x, bf16 *y, long count) {
+#pragma omp parallel for simd schedule(static) if (count > 16384)
+    for (long i = 0; i < count; i++) y[i] = narrow(x[i]);
+}
+
+/* Each place of (b, height, width, c) four times: (b, 2 height, 2 width, c); and the way back. */
+void enlarge(const bf16 *x, bf16 *y, long b, long height, long width, long c) {
+#pragma omp parallel for schedule(static) if (b * height * width * c > 8192)
+    for (long row = 0; row < b * height; row++) {
+        bf16 *to = y + row * 4 * width * c;
+        for (long j = 0; j < width; j++)
+            for (long twice = 0; twice < 2; twice++)
+                memcpy(to + (2 * j + twice) * c, x + (row * width + j) * c, c * sizeof(bf16));
+        memcpy(to + 2 * width * c, to, 2 * width * c * sizeof(bf16));
+    }
+}
+
+void enlarge_back(const bf16 *dy, bf16 *dx, long b, long height, long width, long c) {
+#pragma omp parallel for schedule(static) if (b * height * width * c > 8192)
+    for (long row = 0; row < b * height; row++)
+        for (long j = 0; j < width; j++) {
+            const bf16 *one = dy + (row * 4 * width + 2 * j) * c, *two = one + 2 * width * c;
+#pragma omp simd
+            for (long i = 0; i < c; i++)
+                dx[(row * width + j) * c + i] = narrow(wide(one[i]) + wide(one[c + i]) + wide(two[i]) + wide(two[c + i]));
+        }
 }

@@ -4,6 +4,7 @@ Pictures are (b, c, h, w) in channels-last layout, tokens (..., width); both den
 """
 
 import ctypes
+import threading
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -33,6 +34,15 @@ TOLD: dict[str, list[Any]] = {  # what each is told
     "turn": [POINTER] * 2 + [LONG] * 2,
     "move_heads": [POINTER] * 2 + [LONG] * 5 + [INT],
     "attend": [POINTER] * 9 + [LONG] * 8 + [FLOAT, INT],
+    "sum_numbers": [POINTER] * 2 + [LONG] * 2,
+    "silu": [POINTER] * 2 + [LONG],
+    "silu_back": [POINTER] * 3 + [LONG],
+    "halve": [POINTER] * 2 + [LONG],
+    "add_rows": [POINTER] * 3 + [LONG] * 4,
+    "copy_rows": [POINTER] * 2 + [LONG] * 4,
+    "enlarge": [POINTER] * 2 + [LONG] * 4,
+    "enlarge_back": [POINTER] * 2 + [LONG] * 4,
+    "run": [POINTER, LONG],
     "norms": [POINTER] * 4 + [LONG, INT],
     "adamw": [POINTER] * 8 + [LONG] + [FLOAT] * 2 + [DOUBLE] * 2 + [FLOAT] * 3 + [INT],
 }
@@ -46,8 +56,22 @@ TILES: dict[str, list[Any]] = {  # the same, where the processor has tiles
 }
 
 
-@cache
+class _Listening(threading.local):
+    """Who is told, in this thread, of each call, and does it then (`graphs.Capture`)."""
+
+    ear: Any = None
+
+
+listening = _Listening()
+
+
 def _functions() -> Any:
+    return listening.ear or library()
+
+
+@cache
+def library() -> Any:
+    """The functions themselves; None where there are none."""
     found = compiler.compiled(SOURCES)
     if found is not None:
         for name, kinds in (TOLD | (TILES if hasattr(found, "tile_linear") else {})).items():
@@ -59,18 +83,29 @@ def _functions() -> Any:
 
 def there() -> bool:
     """Whether this machine could compile them."""
-    return _functions() is not None
+    return library() is not None
+
+
+def tiles() -> Any:
+    """The functions in C, where the processor has tiles and its kernel allows them; else None."""
+    return _functions() if _tiles_allowed() else None
 
 
 @cache
-def tiles() -> Any:
-    """The functions in C, where the processor has tiles and its kernel allows them; else None."""
-    found = _functions()
-    return found if found is not None and hasattr(found, "tile_linear") and found.tiles_allowed() else None
+def _tiles_allowed() -> bool:
+    found = library()
+    return found is not None and hasattr(found, "tile_linear") and bool(found.tiles_allowed())
+
+
+def address(name: str) -> int:
+    """Where a function is."""
+    return ctypes.cast(getattr(library(), name), ctypes.c_void_p).value or 0
 
 
 def at(*tensors: Tensor | None) -> list[int | None]:
     """Where they are."""
+    if listening.ear is not None:
+        return [None if x is None else listening.ear.place(x) for x in tensors]
     return [None if x is None else x.data_ptr() for x in tensors]
 
 
@@ -141,6 +176,49 @@ def sum_rows(x: Tensor) -> Tensor:
     sums, out = torch.empty(SHARES, c), torch.empty(c)
     _functions().sum_rows(*at(x, sums, out), x.numel() // c, c)
     return out
+
+
+def sum_numbers(x: Tensor) -> Tensor:
+    """(rows, c) to (c,), float32 both."""
+    out = torch.empty(x.shape[1])
+    _functions().sum_numbers(*at(x, out), *x.shape)
+    return out
+
+
+def silu(x: Tensor) -> Tensor:
+    """x sigmoid(x), of a few bf16 numbers."""
+    y = torch.empty_like(x)
+    _functions().silu(*at(x, y), x.numel())
+    return y
+
+
+def silu_back(dy: Tensor, x: Tensor) -> Tensor:
+    """Gradient of x."""
+    dx = torch.empty_like(x)
+    _functions().silu_back(*at(dy, x, dx), x.numel())
+    return dx
+
+
+def halve(x: Tensor, into: Tensor) -> Tensor:
+    """float32 numbers as bf16, both dense."""
+    _functions().halve(*at(x, into), x.numel())
+    return into
+
+
+def enlarge(x: Tensor) -> Tensor:
+    """A picture of twice the height and the width: each place four times."""
+    b, c, h, w = x.shape
+    y = torch.empty((b, c, 2 * h, 2 * w), dtype=torch.bfloat16, memory_format=torch.channels_last)
+    _functions().enlarge(*at(x, y), b, h, w, c)
+    return y
+
+
+def enlarge_back(dy: Tensor) -> Tensor:
+    """Gradient of what was enlarged."""
+    b, c, h, w = dy.shape
+    dx = torch.empty((b, c, h // 2, w // 2), dtype=torch.bfloat16, memory_format=torch.channels_last)
+    _functions().enlarge_back(*at(dy, dx), b, h // 2, w // 2, c)
+    return dx
 
 
 def to_last(weight: Tensor) -> Tensor:
@@ -216,7 +294,7 @@ def merge_heads(apart: Tensor, heads: int) -> Tensor:
 
 def attends(width: int) -> bool:
     """Whether `attend` is made for heads of so many numbers, on this processor."""
-    return bool(_functions().attends(width))
+    return bool(library().attends(width))
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, scale: float) -> tuple[Tensor, Tensor]:

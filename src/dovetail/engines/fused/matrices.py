@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import Conv2d, GroupNorm, LayerNorm, Linear
 
-from dovetail.engines.fused import copies, products
+from dovetail.engines.fused import copies, kernels, products
 
 MANY = 1 << 21  # weights of a layer that are not kept as bf16 for the way back: to make them once more is little of its work
 
@@ -36,7 +36,10 @@ def matrix(*weights: Tensor) -> Tensor:
         return one if products.tiled() else one.to(torch.bfloat16)
     below = torch.empty(sum(map(len, weights)), weights[0][0].numel(), dtype=torch.bfloat16)
     for part, weight in zip(below.split([len(w) for w in weights]), weights, strict=True):
-        part.copy_(weight.flatten(1))
+        if weight.dtype == torch.float32 and weight.is_contiguous() and kernels.there():
+            kernels.halve(weight, part)
+        else:
+            part.copy_(weight.flatten(1))
     return below
 
 
@@ -56,7 +59,7 @@ def handed(weights: Sequence[Tensor | None], gradients: Sequence[Tensor | None])
     for weight, gradient in zip(weights, gradients, strict=True):
         if weight is None or gradient is None or not weight.requires_grad:
             given.append(None)
-        elif gradient.dtype == torch.bfloat16 and hasattr(weight, "taken_by"):
+        elif hasattr(weight, "taken_by"):
             weight.taken_by(gradient.view(weight.shape))
             given.append(None)
         elif gradient.dtype == weight.dtype and gradient.shape == weight.shape:
