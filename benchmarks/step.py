@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=15)
     args = parser.parse_args()
-    machine.hold_memory()
+    machine.hold_memory(large=True)
     peaks = [machine.peak_tflops(CPU)]
     with tempfile.TemporaryDirectory() as folder:
         write_model(Path(folder))

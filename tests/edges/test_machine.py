@@ -1,9 +1,11 @@
 """What the machine says of its memory."""
 
+import ctypes
 import mmap
 import os
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -54,3 +56,20 @@ def test_a_thread_that_gives_way_leaves_all_others_as_they_are() -> None:
     thread.start()
     thread.join()
     assert seen == [19] and os.getpriority(os.PRIO_PROCESS, 0) == before
+
+
+def test_large_pages_are_asked_for_where_nothing_lies_yet() -> None:
+    with mmap.mmap(-1, 3 * machine.LARGE) as room:
+        where = ctypes.addressof(ctypes.c_char.from_buffer(room))
+        machine.large_pages(where, len(room))
+        text = Path("/proc/self/smaps").read_text() if Path("/proc/self/smaps").exists() else ""
+        asked = [span for span in text.split("VmFlags:") if " hg" in span.splitlines()[0]]
+        if Path("/sys/kernel/mm/transparent_hugepage/enabled").exists():
+            assert asked, "no memory of this process may lie in large pages"
+        machine.large_pages(where, 10)  # too little for one
+
+
+def test_memory_that_is_held_is_none_until_it_is_used() -> None:
+    before = machine.held_bytes()
+    machine.hold_memory(large=True)
+    assert machine.held_bytes() < before + machine.AHEAD // 16

@@ -34,7 +34,8 @@ def prepare(
     Raises BadConfigError where the settings do not go together, or not with so many processes.
     """
     if models.device.type == "cpu":
-        machine.hold_memory()
+        held = 16 * sum(p.numel() for p in models.unet.parameters())  # weights, their average, and two moments of theirs
+        machine.hold_memory(large=held < machine.memory_bytes(models.device) // CHEAP)
         models.unet.set_attn_processor(attention.CacheAttention())
         feedforward.in_pieces(models.unet)
     models.prediction = config.prediction_type

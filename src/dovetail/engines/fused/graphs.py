@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from dovetail.edges import machine
 from dovetail.engines.fused import kernels
 
 WHOLE, PARTS = 20, 2  # whole numbers and addresses, float ones, that a call has room for: as in graphs.c
@@ -257,6 +258,7 @@ class Room:
         if self.memory.numel() < size:
             self.memory = torch.empty(0, dtype=torch.uint8)
             self.memory = torch.empty(size, dtype=torch.uint8)
+            machine.large_pages(self.memory.data_ptr(), size)
         return self.memory.data_ptr()
 
 

@@ -528,9 +528,9 @@ static void multiply(const struct side *left, const struct side *right, const st
 #pragma omp parallel if (rows * columns * left->inner > 65536)
     {
         tiles_begin();
-#pragma omp for schedule(dynamic)
-        for (long unit = 0; unit < down * across; unit++) {
-            long row = unit % down * tall, column = unit / down * broad;
+#pragma omp for schedule(static)
+        for (long unit = 0; unit < down * across; unit++) { /* a thread has the same rows as in what is done before and after */
+            long row = (by_rows ? unit / across : unit % down) * tall, column = (by_rows ? unit % across : unit / down) * broad;
             long bottom = row + tall < rows ? row + tall : rows, end = column + broad < columns ? column + broad : columns;
             struct block b = {left, right, r, row, bottom, column, end, depth};
             job(&b);
