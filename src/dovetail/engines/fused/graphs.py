@@ -25,6 +25,7 @@ from dovetail.engines.fused import kernels
 WHOLE, PARTS = 20, 2  # whole numbers and addresses, float ones, that a call has room for: as in graphs.c
 WORDS = 1 + WHOLE + PARTS
 LINE = 64  # bytes between which numbers begin
+TOGETHER = 1 << 24  # bytes of results that lie together: what the C library keeps when it is freed
 aten = torch.ops.aten
 
 
@@ -187,17 +188,32 @@ ALIKE: dict[Any, Callable[..., bool]] = {  # PyTorch's functions that one in C d
 }  # fmt: skip
 
 
-class Result(NamedTuple):
-    """A tensor that a part gives: numbers of its own that are others each time."""
+class Results:
+    """Tensors that a part gives, in memory that is theirs each time, many of them together."""
 
-    numbers: _Numbers
-    offset: int
-    like: Tensor  # on no device
+    def __init__(self, capture: Capture, tensors: Sequence[Tensor]) -> None:
+        where = [capture.where(x) for x in tensors]
+        self.numbers = list(dict.fromkeys(w.numbers for w in where))
+        self.sizes: list[int] = []
+        places: dict[_Numbers, tuple[int, int]] = {}
+        for numbers in self.numbers:
+            size = -(-numbers.size // LINE) * LINE
+            if not self.sizes or self.sizes[-1] + size > TOGETHER:
+                self.sizes.append(0)
+            places[numbers] = len(self.sizes) - 1, self.sizes[-1]
+            self.sizes[-1] += size
+        self.places = list(places.values())
+        self.views = [
+            (x.dtype, places[w.numbers][0], x.shape, x.stride(), (places[w.numbers][1] + w.offset) // x.itemsize)
+            for x, w in zip(tensors, where, strict=True)
+        ]
 
-    @classmethod
-    def of(cls, capture: Capture, x: Tensor) -> "Result":
-        """Of what was captured."""
-        return cls(*capture.where(x), torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta"))
+    def make(self) -> tuple[list[Tensor], list[int]]:
+        """Tensors that are nowhere else, nothing in them yet; and where their numbers begin."""
+        memory = [torch.empty(size, dtype=torch.uint8) for size in self.sizes]
+        typed = {dtype: [x.view(dtype) for x in memory] for dtype in {dtype for dtype, *_ in self.views}}
+        tensors = [typed[dtype][group].as_strided(size, step, at) for dtype, group, size, step, at in self.views]
+        return tensors, [memory[group].data_ptr() + offset for group, offset in self.places]
 
 
 class Calls:
@@ -291,51 +307,36 @@ class Graph:
         with capture.listening():
             said = there(inputs)
             split = len(capture.calls)
-            self.said = Result.of(capture, said.detach())
-            taken = _gradients(said, [*inputs[:needed], *weights], gradient)
-            results = [Result.of(capture, x) for x in taken]
-        self.to_inputs, self.to_weights = results[:needed], results[needed:]
-        if self.said.numbers.calls[-1] >= split or self.said.numbers in {r.numbers for r in results}:
-            raise VoidError("what is said is wanted on the way back")
-        given = list(capture.given.values())
-        back = list(dict.fromkeys(r.numbers for r in results))
-        outer = {*given, self.said.numbers, *back}
-        if any(n.calls[0] < split for n in back):
-            raise VoidError("gradients begin before the way back")
-        inner = {w.numbers for _, whole, _ in capture.calls for w in whole if isinstance(w, _Where)} - outer
-        self.size = planned(list(inner))
-        self.there = Calls(capture.calls[:split], [*given, self.said.numbers])
-        self.back = Calls(capture.calls[split:], [*given, *back])
-        self.fresh = dict.fromkeys(back)
+            self.said = Results(capture, [said.detach()])
+            self.gradients = Results(capture, _gradients(said, [*inputs[:needed], *weights], gradient))
+        given, self.needed = list(capture.given.values()), needed
+        ends = {*self.said.numbers, *self.gradients.numbers}
+        if len(ends) < len(self.said.numbers) + len(self.gradients.numbers):
+            raise VoidError("what is said is a gradient")
+        if any(n.calls[-1] >= split for n in self.said.numbers) or any(n.calls[0] < split for n in self.gradients.numbers):
+            raise VoidError("what is said is wanted on the way back, or gradients before")
+        inner = {w.numbers: 0 for _, whole, _ in capture.calls for w in whole if isinstance(w, _Where)}
+        self.size = planned([n for n in inner if n not in ends and n not in given])
+        self.there = Calls(capture.calls[:split], [*given, *self.said.numbers])
+        self.back = Calls(capture.calls[split:], [*given, *self.gradients.numbers])
 
     def forward(self, inputs: Sequence[Tensor]) -> Tensor:
         """What is said of inputs that are as the captured ones were."""
-        said, base = _made(self.said)
-        self.there.make([*self._outside(inputs, 0), base], self.room.at(self.size))
+        (said,), bases = self.said.make()
+        self.there.make([*self._outside(inputs, 0), *bases], self.room.at(self.size))
         return said
 
     def backward(self, inputs: Sequence[Tensor], gradient: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Gradients of the inputs and of the weights."""
-        memory = {n: torch.empty(n.size, dtype=torch.uint8) for n in self.fresh}
-        bases = [x.data_ptr() for x in memory.values()]
+        found, bases = self.gradients.make()
         self.back.make([*self._outside(inputs, gradient.data_ptr()), *bases], self.room.at(self.size))
-        return tuple([_view(memory[r.numbers], r) for r in some] for some in (self.to_inputs, self.to_weights))  # type: ignore[return-value]
+        return found[: self.needed], found[self.needed :]
 
     def _outside(self, inputs: Sequence[Tensor], gradient: int) -> list[int]:
         return [
             *(x.data_ptr() for x in inputs), gradient, *(w.data_ptr() for w in self.weights),
             *(c.now().data_ptr() for c in self.copies),
         ]  # fmt: skip
-
-
-def _made(result: Result) -> tuple[Tensor, int]:
-    memory = torch.empty(result.numbers.size, dtype=torch.uint8)
-    return _view(memory, result), memory.data_ptr()
-
-
-def _view(memory: Tensor, result: Result) -> Tensor:
-    like = result.like
-    return memory.view(like.dtype).as_strided(like.shape, like.stride(), result.offset // like.element_size())
 
 
 def _gradients(said: Tensor, of: Sequence[Any], gradient: Tensor) -> list[Tensor]:

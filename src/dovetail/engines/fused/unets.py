@@ -38,7 +38,17 @@ class Graphs:
     def __init__(self, unet: UNet2DConditionModel) -> None:
         self.unet, self.room = unet, graphs.Room()
         self.known: OrderedDict[Any, graphs.Graph | None] = OrderedDict()
+        self.layers = [layer for block in _blocks(unet) for layer in block.modules()]
         self.weights = [p for block in _blocks(unet) for p in block.parameters()]
+
+    def still_plain(self) -> bool:
+        """Whether nobody listens to the blocks, has them compiled, recomputed, or mixed otherwise."""
+        return not any(
+            layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
+            or layer._compiled_call_impl is not None or ("gradient_checkpointing" in (told := layer.__dict__)
+            and told["gradient_checkpointing"]) or "s1" in told
+            for layer in self.layers
+        )  # fmt: skip
 
     def of(self, inputs: Sequence[Tensor]) -> graphs.Graph | None:
         """The graph of inputs (picture, time, states) like these."""
@@ -92,12 +102,12 @@ def whole(
     added_cond_kwargs: Any = None, return_dict: bool = True, **rare: Any,
 ) -> Any:  # fmt: skip
     """As the U-Net has it; None where it is asked for more than that, or is not about to learn, or cannot be captured."""
-    if not torch.is_grad_enabled() or any(v is not None for v in (*others, *rare.values())) or not _still_plain(unet):
+    if not torch.is_grad_enabled() or any(v is not None for v in (*others, *rare.values())):
         return None
     if encoder_hidden_states.requires_grad or any(side % 2**unet.num_upsamplers for side in sample.shape[2:]):
         return None
     found = unet.__dict__.get("captured") or unet.__dict__.setdefault("captured", Graphs(unet))
-    if not found.room.free():
+    if not found.room.free() or not found.still_plain():
         return None
     time = unet.time_embedding(unet.get_time_embed(sample=sample, timestep=timestep), None)
     more = unet.get_aug_embed(emb=time, encoder_hidden_states=encoder_hidden_states, added_cond_kwargs=added_cond_kwargs)
@@ -127,12 +137,3 @@ def plain_unet(unet: UNet2DConditionModel) -> bool:
 
 def _transformer_blocks(unet: UNet2DConditionModel) -> list[Any]:
     return [layer for layer in unet.modules() if type(layer) is BasicTransformerBlock]
-
-
-def _still_plain(unet: UNet2DConditionModel) -> bool:
-    """Whether nobody listens to its blocks, has them compiled, recomputed, or mixed otherwise."""
-    return not any(
-        layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
-        or layer._compiled_call_impl is not None or layer.__dict__.get("gradient_checkpointing") or layer.__dict__.get("s1")
-        for block in _blocks(unet) for layer in block.modules()
-    )  # fmt: skip
