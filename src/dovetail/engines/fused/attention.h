@@ -65,13 +65,19 @@ static inline void store(bf16 *to, long step, long first, long count, long d, co
 
 /* The norm of the longest of rows (count, d); no number if one of them has none. */
 static inline float longest(const bf16 *x, long step, long count, long d) {
-    float most = 0;
-    for (long row = 0; row < count; row++) {
-        pairs at = _mm512_maskz_loadu_epi16(d >= 32 ? ~0u : (1u << d) - 1, x + row * step);
-        float sum = _mm512_reduce_add_ps(product(_mm512_setzero_ps(), at, at));
-        most = sum > most || sum != sum ? sum : most;
+    floats most = _mm512_setzero_ps();
+    __mmask16 none = 0;
+    for (long first = 0; first < count; first += LANES) {
+        floats sum = _mm512_setzero_ps();
+        for (long i = 0; i < d; i += 2) {
+            pairs at = _mm512_mask_i32gather_epi32(_mm512_setzero_si512(), those_of(count - first), rows_at(step),
+                                                   x + first * step + i, 1);
+            sum = product(sum, at, at);
+        }
+        none |= _mm512_cmp_ps_mask(sum, sum, _CMP_UNORD_Q);
+        most = _mm512_max_ps(most, sum);
     }
-    return __builtin_sqrtf(most);
+    return none ? __builtin_nanf("") : __builtin_sqrtf(_mm512_reduce_max_ps(most));
 }
 
 /* What rows of the way back have taken off: up times out. */
@@ -82,12 +88,20 @@ static inline void products_of_rows(const struct head *h, long d, float *to) {
                                                _mm512_maskz_loadu_epi16(all, h->out + row * h->out_step)));
 }
 
+static inline floats logarithm(floats x) { /* to base two, error 3e-7 */
+    floats more = _mm512_sub_ps(_mm512_getmant_ps(x, _MM_MANT_NORM_1_2, _MM_MANT_SIGN_zero), _mm512_set1_ps(1.f));
+    floats seen = _mm512_set1_ps(1.55298738e-2f);
+    seen = _mm512_fmadd_ps(seen, more, _mm512_set1_ps(-7.9557593e-2f));
+    seen = _mm512_fmadd_ps(seen, more, _mm512_set1_ps(1.94294153e-1f));
+    seen = _mm512_fmadd_ps(seen, more, _mm512_set1_ps(-3.25901872e-1f));
+    seen = _mm512_fmadd_ps(seen, more, _mm512_set1_ps(4.73553381e-1f));
+    seen = _mm512_fmadd_ps(seen, more, _mm512_set1_ps(-7.20585465e-1f));
+    seen = _mm512_fmadd_ps(seen, more, _mm512_set1_ps(1.44266783f));
+    return _mm512_fmadd_ps(seen, more, _mm512_getexp_ps(x));
+}
+
 static inline void keep_logs(const struct head *h, long first, floats shift, floats total) { /* to base two */
-    float told[LANES], sum[LANES];
-    _mm512_storeu_ps(told, shift);
-    _mm512_storeu_ps(sum, total);
-    for (long lane = 0; lane < LANES && first + lane < h->n; lane++)
-        h->logs[first + lane] = told[lane] + __builtin_log2f(sum[lane]);
+    if (first < h->n) _mm512_mask_storeu_ps(h->logs + first, those_of(h->n - first), _mm512_add_ps(shift, logarithm(total)));
 }
 
 /* In tiles.c, where the processor has tiles: whether it may be asked for them; by each thread before and after; the room of a
