@@ -117,7 +117,17 @@ def test_a_way_back_is_taken_once(tiny_base: Path, monkeypatch: pytest.MonkeyPat
         loss.backward()
 
 
-@pytest.mark.parametrize("what", ["hook", "frozen weight", "states that learn", "no memory", "another size"])
+def test_other_weights_in_their_place_are_captured_anew(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    quick, plain = unet_of(tiny_base, monkeypatch), unet_of(tiny_base, monkeypatch, captured=False)
+    for unet in (quick, plain):
+        learnt(unet, inputs(unet, 0))
+        louder = {name: 1.5 * weight for name, weight in unet.state_dict().items()}
+        unet.load_state_dict(louder, assign=True)
+        unet.requires_grad_(True)
+    assert same(learnt(quick, inputs(quick, 1)), learnt(plain, inputs(plain, 1)))
+
+
+@pytest.mark.parametrize("what", ["hook", "frozen weight", "frozen input", "states that learn", "no memory", "another size"])
 def test_what_cannot_be_captured_goes_as_before(tiny_base: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     unet, heard = unet_of(tiny_base, monkeypatch), []
     told = inputs(unet, 0, side=9 if what == "another size" else 8)
@@ -125,6 +135,8 @@ def test_what_cannot_be_captured_goes_as_before(tiny_base: Path, monkeypatch: py
         unet.mid_block.resnets[0].register_forward_hook(lambda *_: heard.append(1))
     if what == "frozen weight":
         unet.mid_block.resnets[0].conv1.weight.requires_grad_(False)
+    if what == "frozen input":
+        unet.conv_in.requires_grad_(False)
     if what == "states that learn":
         told["encoder_hidden_states"].requires_grad_()
     if what == "no memory":

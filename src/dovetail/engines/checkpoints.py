@@ -103,7 +103,7 @@ def write(final: Path, checkpoint: Checkpoint) -> None:
 
 def sweep(root: Path) -> None:
     """Delete what a killed process had half written."""
-    for half in root.glob(".*.tmp"):
+    for half in (*root.glob(".checkpoint-*.tmp"), *root.glob(".best-*.tmp")):
         shutil.rmtree(half, ignore_errors=True)
 
 

@@ -19,6 +19,7 @@ from dovetail.core import schedules, trends
 from dovetail.edges import folders, machine
 from dovetail.edges.models import Models
 from dovetail.engines import checkpoints, compiling, material, processes, sharding
+from dovetail.engines.fused import unets
 from dovetail.engines.lessons import Lessons, averaged, best, put, resume, save, save_best, settle, wholes
 from dovetail.engines.material import Material, Row
 from dovetail.engines.objective import held_out_losses, training_losses
@@ -103,6 +104,7 @@ def teach(
             if last and not _ended(lessons, step):
                 raise _stopped(last, step, config)
     lessons.optimizer.state.clear()  # a large model is written and read back where its averages lay
+    unets.forget(models.unet)
     machine.give_memory_back()
     weights = {n: a.cpu() for n, a in wholes(lessons, lessons.average, everywhere=True).items()}
     if lessons.sharded:

@@ -213,7 +213,7 @@ def transformer(
         return None
     x = picture(x)
     beside = tokens(x).flatten(1, 2)
-    states = None if encoder_hidden_states is None else _half(encoder_hidden_states)
+    states = None if encoder_hidden_states is None else half(encoder_hidden_states)
     seen = _Project.apply(tokens(layer.norm(x)).flatten(1, 2), layer.proj_in.weight, layer.proj_in.bias, None)
     for part in layer.transformer_blocks:
         seen = part(seen, encoder_hidden_states=states)
@@ -222,7 +222,7 @@ def transformer(
     return Transformer2DModelOutput(sample=found) if return_dict else (found,)
 
 
-def _half(states: Tensor) -> Tensor:
+def half(states: Tensor) -> Tensor:
     """Of a prompt as bf16, made once for all transformers of a U-Net that learn nothing of it."""
     if states.requires_grad or states.dtype == torch.bfloat16:
         return states

@@ -20,8 +20,7 @@ from dovetail.edges import machine, shapes
 from dovetail.engines.fused import graphs, kernels, products
 from dovetail.engines.fused.convolutions import plain_residual
 from dovetail.engines.fused.matrices import picture
-from dovetail.engines.fused.transformers import _half as half
-from dovetail.engines.fused.transformers import plain_block, plain_transformer
+from dovetail.engines.fused.transformers import half, plain_block, plain_transformer
 
 SHAPES = 8  # captured at a time
 CHEAP = 16  # what takes less than this part of the machine's memory may be captured
@@ -39,7 +38,15 @@ class Graphs:
         self.unet, self.room = unet, graphs.Room()
         self.known: OrderedDict[Any, graphs.Graph | None] = OrderedDict()
         self.layers = [layer for block in _blocks(unet) for layer in block.modules()]
-        self.weights = [p for block in _blocks(unet) for p in block.parameters()]
+        self.weights = self._weights()
+
+    def _weights(self) -> list[torch.nn.Parameter]:
+        return [p for layer in self.layers for p in layer._parameters.values() if p is not None]
+
+    def current(self) -> bool:
+        """Whether the weights are the ones that were there."""
+        now = self._weights()
+        return len(now) == len(self.weights) and all(a is b for a, b in zip(now, self.weights, strict=True))
 
     def still_plain(self) -> bool:
         """Whether nobody listens to the blocks, has them compiled, recomputed, or mixed otherwise."""
@@ -106,7 +113,9 @@ def whole(
         return None
     if encoder_hidden_states.requires_grad or any(side % 2**unet.num_upsamplers for side in sample.shape[2:]):
         return None
-    found = unet.__dict__.get("captured") or unet.__dict__.setdefault("captured", Graphs(unet))
+    found = unet.__dict__.get("captured")
+    if found is None or not found.current():
+        found = unet.captured = Graphs(unet)
     if not found.room.free() or not found.still_plain():
         return None
     time = unet.time_embedding(unet.get_time_embed(sample=sample, timestep=timestep), None)
@@ -114,11 +123,16 @@ def whole(
     time = (time if more is None else time + more).to(torch.bfloat16).contiguous()
     x = picture(unet.conv_in(sample))
     inputs = [x, time, half(encoder_hidden_states).contiguous()]
-    graph = found.of(inputs)
+    graph = found.of(inputs) if x.requires_grad and time.requires_grad else None
     free = [w for w in found.weights if not hasattr(w, "taken_by")]
     x = _middle(unet, *inputs) if graph is None else graphs.Captured.apply(graph, len(inputs), *inputs, *free)
     x = unet.conv_out(unet.conv_act(unet.conv_norm_out(x)))
     return UNet2DConditionOutput(sample=x) if return_dict else (x,)
+
+
+def forget(unet: UNet2DConditionModel) -> None:
+    """Give back what was captured, and the memory that it worked in."""
+    unet.__dict__.pop("captured", None)
 
 
 def plain_unet(unet: UNet2DConditionModel) -> bool:
