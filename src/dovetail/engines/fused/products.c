@@ -16,6 +16,8 @@
 #define TALL 1024 /* rows that a thread takes at most at a time */
 #define BROAD 256 /* columns */
 #define TAPS 9
+#define PARTS 4   /* of a long inner side that is turned over, at most, */
+#define LONG 1024 /* numbers of each at least */
 #define SOON 8 /* rows of weights that are brought nearer before their turn */
 
 #ifdef _OPENMP
@@ -416,6 +418,8 @@ struct block { /* of a product: what one thread works on */
     const struct side *left, *right;
     const struct result *result;
     long row, rows, column, columns, depth; /* where it begins and ends; numbers of the inner side at a time */
+    long begin, end; /* of the inner side */
+    float *sums;     /* where they stay, if it is one of several parts of the inner side */
 };
 
 /* Whether what places see can be laid out for tiles of `count` places. */
@@ -468,8 +472,8 @@ static void done(const struct block *b, const float *sums, long row, long column
 
 static void job(const struct block *b) {
     long blocks = (b->columns - b->column + 31) / 32, tall = (b->rows - b->row + 31) / 32;
-    long inner = b->left->inner, depth = b->depth;
-    long several = inner > depth || b->result->kernel, each = several ? blocks * 1024 : 0, most = (depth + 31) / 32;
+    long inner = b->end, depth = b->depth, stays = b->sums != 0;
+    long several = inner - b->begin > depth || b->result->kernel || stays, each = several ? blocks * 1024 : 0, most = (depth + 31) / 32;
     int lies = b->left->kind == SEEN && lies_well(b->left, 16);
     int across = b->right->kind == SEEN_ACROSS && lies_well(b->right, 32);
     struct laid l = {0, 0}, seen = across ? rows_seen(b->right, 0, depth < inner ? depth : inner) : l;
@@ -477,12 +481,13 @@ static void job(const struct block *b) {
     int turned = b->left->kind == ACROSS;
     long left = lies ? depth / TAPS * 3 * l.places : depth * 32 * (turned ? tall : 1), right = depth * 32 * blocks;
     if (across) right = blocks / TAPS * 96 * (seen.places + 3 * b->right->width); /* more, should others begin within a row */
-    long sum = several ? tall * each : 2048, bytes = 2 * (left + right) + 4 * sum + sizeof(struct tiles) * most * (blocks + 1);
+    long sum = stays ? 0 : several ? tall * each : 2048, bytes = 2 * (left + right) + 4 * sum + sizeof(struct tiles) * most * (blocks + 1);
     bf16 *room = (bf16 *)room_of(bytes);
     float *sums = (float *)(room + left + right), *before = 0;
     struct tiles *rights = (struct tiles *)(sums + sum), *lefts = rights + blocks * most;
     long row_before = 0, column_before = 0;
-    for (long from = 0; from < inner; from += depth) {
+    if (stays) sums = b->sums;
+    for (long from = b->begin; from < inner; from += depth) {
         long last = from + depth < inner ? from + depth : inner, steps = (last - from + 31) / 32;
         rights_of(b, from, last, room + left, rights);
         if (lies) lay_out(b->left, &l, from / TAPS, (last - from) / TAPS, room);
@@ -493,12 +498,12 @@ static void job(const struct block *b) {
             if (!lies && !turned && i + 1 < tall) expected(b->left, row + 32, from, last);
             for (long j = 0; j < blocks; j++) {
                 float *here = several ? sums + i * each + j * 1024 : sums + (i * blocks + j) % 2 * 1024;
-                multiplied(lefts, rights + j * steps, steps, here, from == 0);
-                if (last < inner || b->result->kernel) continue;
+                multiplied(lefts, rights + j * steps, steps, here, from == b->begin);
+                if (last < inner || b->result->kernel || stays) continue;
                 if (before) done(b, before, row_before, column_before); /* while those are multiplied */
                 before = here, row_before = row, column_before = b->column + j * 32;
             }
-            if (last == inner && b->result->kernel)
+            if (last == inner && b->result->kernel && !stays)
                 for (long j = 0; j < blocks; j += TAPS)
                     written_kernel(b->result, sums + i * each + j * 1024, row, b->column / TAPS + j / TAPS * 32, b->rows);
         }
@@ -513,30 +518,73 @@ static long split(long count, long most, long unit, long threads, int share) { /
     return (each + unit - 1) / unit * unit;
 }
 
+/* Rows and columns of one of `down` times `across` blocks. */
+static struct block part_of(const struct side *left, const struct side *right, const struct result *r, int by_rows, long one,
+                            long tall, long broad, long across, long down) {
+    long row = (by_rows ? one / across : one % down) * tall, column = (by_rows ? one % across : one / down) * broad;
+    return (struct block){.left = left,
+                          .right = right,
+                          .result = r,
+                          .row = row,
+                          .rows = row + tall < left->outer ? row + tall : left->outer,
+                          .column = column,
+                          .columns = column + broad < right->outer ? column + broad : right->outer};
+}
+
+/* A block's sums in several parts, `step` numbers apart, as one; row `i` of blocks of 32, as wanted. */
+static void together(const struct block *b, long parts, long step, long i) {
+    long blocks = (b->columns - b->column + 31) / 32, row = b->row + i * 32;
+    float *sums = b->sums + i * blocks * 1024;
+    for (long part = 1; part < parts; part++)
+        for (long k = 0; k < blocks * 1024; k += 16)
+            _mm512_store_ps(sums + k, _mm512_add_ps(_mm512_load_ps(sums + k), _mm512_load_ps(sums + part * step + k)));
+    if (b->result->kernel)
+        for (long j = 0; j < blocks; j += TAPS)
+            written_kernel(b->result, sums + j * 1024, row, b->column / TAPS + j / TAPS * 32, b->rows);
+    else
+        for (long j = 0; j < blocks; j++) done(b, sums + j * 1024, row, b->column + j * 32);
+}
+
 static void multiply(const struct side *left, const struct side *right, const struct result *r) {
-    long rows = left->outer, columns = right->outer, threads = omp_get_max_threads();
+    long rows = left->outer, columns = right->outer, inner = left->inner, threads = omp_get_max_threads();
     if (!rows || !columns) return;
-    long unit = r->kernel ? 32 * TAPS : 32, most = r->kernel ? 2 * unit : BROAD, depth = DEPTH;
+    long unit = r->kernel ? 32 * TAPS : 32, most = r->kernel ? 2 * unit : BROAD, depth = DEPTH, parts = 1;
     static const int lefts[] = {1, 4, 1, 0, 0, 0}, rights[] = {4, 1, 0, 1, 10, 10}; /* what it takes to pack them, by kind */
     int by_rows = rows * lefts[left->kind] >= columns * rights[right->kind];
-    long tall = split(rows, TALL, 32, threads, by_rows), broad = split(columns, most, unit, threads, !by_rows);
     if (left->kind == SEEN) depth = TAPS * CHANNELS;
-    if (left->kind == ACROSS) depth = ACROSS_DEPTH;
-    if (depth > left->inner) depth = (left->inner + 31) / 32 * 32;
-    long down = (rows + tall - 1) / tall, across = (columns + broad - 1) / broad;
+    if (left->kind == ACROSS) {
+        depth = ACROSS_DEPTH;
+        while (parts < PARTS && inner >= 2 * parts * LONG) parts *= 2; /* by nothing else: the same sums on any machine */
+    }
+    if (depth > inner) depth = (inner + 31) / 32 * 32;
+    long tall = split(rows, TALL, 32, threads, by_rows && parts == 1);
+    if (parts > 1) most *= 2;
+    long broad = split(columns, most, unit, threads, !by_rows && parts == 1);
+    long down = (rows + tall - 1) / tall, across = (columns + broad - 1) / broad, units = down * across;
+    long some = (inner / parts + depth - 1) / depth * depth, high = tall / 32, each = high * (broad / 32) * 1024;
+    float *sums = parts > 1 ? aligned_alloc(64, parts * units * each * sizeof(float)) : 0;
+    if (!sums) parts = 1, some = inner;
     words();
-#pragma omp parallel if (rows * columns * left->inner > 65536)
+#pragma omp parallel if (rows * columns * inner > 65536)
     {
         tiles_begin();
 #pragma omp for schedule(static)
-        for (long unit = 0; unit < down * across; unit++) { /* a thread has the same rows as in what is done before and after */
-            long row = (by_rows ? unit / across : unit % down) * tall, column = (by_rows ? unit % across : unit / down) * broad;
-            long bottom = row + tall < rows ? row + tall : rows, end = column + broad < columns ? column + broad : columns;
-            struct block b = {left, right, r, row, bottom, column, end, depth};
+        for (long one = 0; one < parts * units; one++) { /* a thread has the same rows as in what is done before and after */
+            struct block b = part_of(left, right, r, by_rows, one % units, tall, broad, across, down);
+            b.depth = depth, b.begin = one / units * some, b.end = b.begin + some < inner ? b.begin + some : inner;
+            if (sums) b.sums = sums + one * each;
             job(&b);
         }
         tiles_end();
+        if (sums)
+#pragma omp for schedule(static)
+            for (long one = 0; one < units * high; one++) {
+                struct block b = part_of(left, right, r, by_rows, one / high, tall, broad, across, down);
+                b.sums = sums + one / high * each;
+                if (b.row + one % high * 32 < b.rows) together(&b, parts, units * each, one % high);
+            }
     }
+    free(sums);
 }
 
 /* y (rows, out) = x (rows, in) w^T (out, in) + bias + beside; w may be `single`, float32, here and below. */
