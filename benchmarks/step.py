@@ -2,8 +2,9 @@
 
     python benchmarks/step.py [--batch 32] [--rounds 15]
 
-The U-Net of 12.8 M weights of `against_the_example.py`, interleaved: as it learns here, its blocks one step for autograd each
-(where there is a C compiler); and as diffusers has it, with the attention that learns here, with two plain matrix products, and
+The U-Net of 12.8 M weights of `against_the_example.py`, interleaved: as the learner has it (where there is a C compiler), its
+gradients taken as the bf16 numbers that they are and bf16 copies of its weights kept, which AdamW writes as it walks; the same
+with float32 weights alone and gradients handed to autograd; and as diffusers has it, with the attention that learns here, with two plain matrix products, and
 with PyTorch's fused attention; then attention alone, at its shapes and at the largest of SD 1.4.
 Medians, and the spread; the peak (bf16 convolutions) is measured before and after.
 """
@@ -14,6 +15,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,7 +28,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from dovetail.edges import machine, shapes
 from dovetail.edges.models import MatmulAttention
 from dovetail.engines.attention import CacheAttention
-from dovetail.engines.fused import blocks
+from dovetail.engines.fused import blocks, copies
 
 CPU = torch.device("cpu")
 WAYS = {"its attention": CacheAttention, "two products": MatmulAttention, "fused": AttnProcessor2_0}
@@ -45,6 +47,18 @@ def interleaved(ways: dict[str, Callable[[], float]], rounds: int) -> dict[str, 
 
 def told(took: list[float]) -> str:
     return f"{statistics.median(took):.1f} ({min(took):.1f} to {max(took):.1f})"
+
+
+def here(unet: UNet2DConditionModel, learner: bool) -> UNet2DConditionModel:
+    """A copy whose blocks are ours."""
+    quick = copy.deepcopy(unet)
+    quick.set_attn_processor(CacheAttention())
+    blocks.fuse(quick)
+    if learner:
+        copies.allow(quick.parameters())
+        for weight in quick.parameters():
+            weight.taken_by = partial(setattr, weight, "taken")
+    return quick
 
 
 def whole_step(unet: UNet2DConditionModel, way: type, batch: int) -> Callable[[], float]:
@@ -90,10 +104,7 @@ def main() -> None:
         write_model(Path(folder))
         unet = UNet2DConditionModel.from_pretrained(Path(folder) / "unet").train()
     tflop = args.batch * shapes.arithmetic(unet, (1, 4, 16, 16), (1, 77, 256)).tflop
-    quick = copy.deepcopy(unet)
-    quick.set_attn_processor(CacheAttention())
-    blocks.fuse(quick)
-    steps = {"here": whole_step(quick, CacheAttention, args.batch)}
+    steps = {name: whole_step(here(unet, name == "here"), CacheAttention, args.batch) for name in ("here", "plain weights")}
     steps |= {name: whole_step(unet, way, args.batch) for name, way in WAYS.items()}
     took = interleaved(steps, args.rounds)
     machine.peak_tflops.cache_clear()

@@ -212,6 +212,23 @@ static inline floats slope(const float *score, const float *up, floats scale, fl
     return _mm512_maskz_mul_ps(there, *raised, _mm512_sub_ps(_mm512_load_ps(up), _mm512_set1_ps(less)));
 }
 
+/* Tiles 4 to 7 get what 32 queries add to the gradients of values and of keys. */
+static inline void summed(const bf16 *up, const bf16 *query, long at, const pairs *raised, const pairs *sloped, long parts) {
+    at *= parts * TILE;
+    READ(0, raised, 64);
+    READ(1, up + at, 64);
+    _tile_dpbf16ps(4, 1, 0);
+    READ(3, sloped, 64);
+    READ(1, query + at, 64);
+    _tile_dpbf16ps(5, 1, 3);
+    if (parts > 1) {
+        READ(1, up + at + TILE, 64);
+        _tile_dpbf16ps(6, 1, 0);
+        READ(1, query + at + TILE, 64);
+        _tile_dpbf16ps(7, 1, 3);
+    }
+}
+
 /* Gradients of keys and values, 16 keys as lanes at a time; those of the scores are kept, (rows, keys), for the queries'. */
 void tiles_back(const struct head *h, char *room, long d) {
     long n = h->n, m = h->m, parts = halves(d), wide_m = padded(m);
@@ -242,7 +259,7 @@ void tiles_back(const struct head *h, char *room, long d) {
         const bf16 *left[2] = {query, up}, *right[2] = {key + first * DEEP, value + first * DEEP};
         both_of(left, right, 0, scores[0]);
         for (long j = 0; j < n; j += DEEP) {
-            long now = j / DEEP % 2, over = j / DEEP * parts * TILE;
+            long now = j / DEEP % 2;
             bf16 *to = slopes + j * wide_m + first;
             if (j + DEEP < n) both_of(left, right, j + DEEP, scores[1 - now]); /* while these are raised */
 #pragma GCC unroll 8
@@ -259,19 +276,11 @@ void tiles_back(const struct head *h, char *room, long d) {
                 _mm256_store_si256((__m256i *)(to + 2 * i * wide_m), _mm512_castsi512_si256(rows));
                 _mm256_store_si256((__m256i *)(to + (2 * i + 1) * wide_m), _mm512_extracti64x4_epi64(rows, 1));
             }
-            READ(0, raised[now], 64);
-            READ(1, up_over + over, 64);
-            _tile_dpbf16ps(4, 1, 0);
-            READ(3, sloped[now], 64);
-            READ(1, query_over + over, 64);
-            _tile_dpbf16ps(5, 1, 3);
-            if (parts > 1) {
-                READ(1, up_over + over + TILE, 64);
-                _tile_dpbf16ps(6, 1, 0);
-                READ(1, query_over + over + TILE, 64);
-                _tile_dpbf16ps(7, 1, 3);
-            }
+            /* of those before, which are stored by now */
+            if (j) summed(up_over, query_over, j / DEEP - 1, raised[1 - now], sloped[1 - now], parts);
         }
+        long end = (n - 1) / DEEP;
+        summed(up_over, query_over, end, raised[end % 2], sloped[end % 2], parts);
         _tile_stored(4, sums, 64);
         _tile_stored(6, sums + LANES, 64);
         store(h->to_value, h->value_step, first, m, d, sums, _mm512_set1_ps(1.f));
