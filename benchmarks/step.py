@@ -4,8 +4,8 @@
 
 The U-Net of 12.8 M weights of `against_the_example.py`, interleaved: as the learner has it (where there is a C compiler), its
 gradients taken as the bf16 numbers that they are and bf16 copies of its weights kept, which AdamW writes as it walks; the same
-with float32 weights alone and gradients handed to autograd; and as diffusers has it, with the attention that learns here, with two plain matrix products, and
-with PyTorch's fused attention; then attention alone, at its shapes and at the largest of SD 1.4.
+with float32 weights alone and gradients handed to autograd; and as diffusers has it, with the attention that learns here, with
+two plain matrix products, and with PyTorch's fused attention; then attention alone, at its shapes and at the largest of SD 1.4.
 Medians, and the spread; the peak (bf16 convolutions) is measured before and after.
 """
 
