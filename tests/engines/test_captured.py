@@ -161,7 +161,9 @@ def test_a_capture_is_void_where_something_cannot_be_done_again() -> None:
     x = torch.randn_like(elsewhere)
     assert torch.equal(graph.forward([x]), torch.nn.functional.interpolate(torch.cat([x, x], 1), scale_factor=2))
     ((found,), _) = graph.backward([x], torch.ones(2, 64, 8, 8, dtype=torch.bfloat16))
-    assert torch.equal(found, torch.full_like(x, 8))
+    assert torch.equal(found, torch.full_like(x, 8)), "whatever the layout of what comes back"
+    with pytest.raises(graphs.VoidError, match="one place"):
+        _of(_Enlarged.apply, elsewhere, elsewhere)
     with pytest.raises(graphs.VoidError, match="sin"):
         _of(lambda x: _Enlarged.apply(x.sin()))
     with pytest.raises(graphs.VoidError, match="mul"):

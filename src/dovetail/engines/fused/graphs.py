@@ -303,7 +303,10 @@ class Graph:
         gradient = torch.ones_like(found)
         self.copies = list(dict.fromkeys(c for w in weights if (c := getattr(w, "copied", None)) is not None))
         del found
-        capture = Capture([*inputs, gradient, *(w.data for w in weights), *(c.matrix for c in self.copies)])
+        without = [*inputs, gradient, *(w.data for w in weights), *(c.matrix for c in self.copies)]
+        capture = Capture(without)
+        if len(capture.given) < len(without):
+            raise VoidError("two tensors in one place")
         with capture.listening():
             said = there(inputs)
             split = len(capture.calls)
@@ -327,7 +330,10 @@ class Graph:
         return said
 
     def backward(self, inputs: Sequence[Tensor], gradient: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Gradients of the inputs and of the weights."""
+        """Gradients of the inputs and of the weights, by that of what was said."""
+        ((dtype, _, shape, stride, _),) = self.said.views
+        if gradient.dtype != dtype or gradient.stride() != stride:
+            gradient = torch.empty_strided(shape, stride, dtype=dtype).copy_(gradient)
         found, bases = self.gradients.make()
         self.back.make([*self._outside(inputs, gradient.data_ptr()), *bases], self.room.at(self.size))
         return found[: self.needed], found[self.needed :]
