@@ -280,9 +280,29 @@ def test_where_memory_is_too_short_for_a_copy_the_training_waits_for_the_disk(
     assert threads == {threading.current_thread().name} and tensors.digest(again) == tensors.digest(whole)
 
 
-def test_what_a_kill_left_half_written_is_swept_away(tiny_base: Path, tmp_path: Path, material: Material) -> None:
+def test_what_a_kill_left_half_written_or_half_deleted_is_swept_away(
+    tiny_base: Path, tmp_path: Path, material: Material
+) -> None:
     teach(tiny_base, tmp_path, material, config(steps=2))
-    half = tmp_path / ".checkpoint-4.12345.tmp"
-    shutil.copytree(tmp_path / "checkpoint-2", half)
+    halves = [tmp_path / name for name in (".checkpoint-4.12345.tmp", ".best-0.12345.old", ".mine.tmp")]
+    for half in halves:
+        shutil.copytree(tmp_path / "checkpoint-2", half)
     teach(tiny_base, tmp_path, material, config())
-    assert not half.exists() and (found := checkpoints.latest(tmp_path)) and found.step == 6
+    assert [half.exists() for half in halves] == [False, False, True], "what is another's stays"
+    assert (found := checkpoints.latest(tmp_path)) and found.step == 6
+
+
+def test_a_kill_while_an_old_checkpoint_is_deleted_leaves_none_that_is_not_whole(
+    tiny_base: Path, tmp_path: Path, material: Material, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[str]] = []
+    delete = shutil.rmtree
+
+    def look(folder: Path, **how: Any) -> None:
+        seen.append([p.name for kind in ("checkpoint", "best") for p in checkpoints.every(tmp_path, kind)])
+        assert Path(folder).name.startswith("."), "half deleted, it would have its name still"
+        delete(folder, **how)
+
+    monkeypatch.setattr(checkpoints.shutil, "rmtree", look)
+    teach(tiny_base, tmp_path, material, config(checkpoints_kept=1))
+    assert seen and [p.name for p in checkpoints.every(tmp_path)] == ["checkpoint-6"]

@@ -4,6 +4,7 @@
 training goes on.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -77,22 +78,22 @@ def save(root: Path, checkpoint: Checkpoint, kept: int | None, best: int | None)
     """Write `root/checkpoint-N`; then delete all but the `kept` newest, and all best weights but those of the step `best`."""
     write(root / f"checkpoint-{checkpoint.step}", checkpoint)
     for old in every(root)[:-kept] if kept else []:
-        shutil.rmtree(old, ignore_errors=True)
+        _delete(old)
     for old in every(root, "best"):
         if old.name != f"best-{best}":
-            shutil.rmtree(old, ignore_errors=True)
+            _delete(old)
 
 
 def write(final: Path, checkpoint: Checkpoint) -> None:
     """Write the folder `final`, which is there whole or not at all."""
-    temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")
+    temporary = _aside(final)
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         sums = {name: tensors.write(temporary / name, data) for name, data in checkpoint.files.items()}
         for name, text in checkpoint.texts.items():
             folders.write_bytes(temporary / name, text.encode())
         folders.write_json(temporary / "state.json", {"step": checkpoint.step, "sha256": sums, "state": checkpoint.state})
-        shutil.rmtree(final, ignore_errors=True)  # a damaged one, passed over when this training was taken up again
+        _delete(final)  # a damaged one, passed over when this training was taken up again
         with folders.writing(final):
             temporary.rename(final)
             folders.fsync_folder(final.parent)
@@ -101,10 +102,21 @@ def write(final: Path, checkpoint: Checkpoint) -> None:
         raise
 
 
+def _aside(final: Path, why: str = "tmp") -> Path:
+    return final.with_name(f".{final.name}.{os.getpid()}.{why}")
+
+
+def _delete(folder: Path) -> None:
+    """A folder that was there whole is gone at once: killed in between, nothing half deleted has its name."""
+    with contextlib.suppress(OSError):
+        shutil.rmtree(folder.rename(_aside(folder, "old")), ignore_errors=True)
+
+
 def sweep(root: Path) -> None:
-    """Delete what a killed process had half written."""
-    for half in (*root.glob(".checkpoint-*.tmp"), *root.glob(".best-*.tmp")):
-        shutil.rmtree(half, ignore_errors=True)
+    """Delete what a killed process had half written, or half deleted."""
+    for name in (f".{kind}-*.{why}" for kind in ("checkpoint", "best") for why in ("tmp", "old")):
+        for half in root.glob(name):
+            shutil.rmtree(half, ignore_errors=True)
 
 
 def every(root: Path, kind: str = "checkpoint") -> list[Path]:
