@@ -1,5 +1,6 @@
 """What is captured of a step and done again: the same bits as step by step, and nothing that cannot be done again."""
 
+import platform
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,12 @@ from dovetail.edges import tensors
 from dovetail.engines import attention
 from dovetail.engines.fused import blocks, copies, graphs, kernels, products, unets
 
-pytestmark = [pytest.mark.skipif(not products.tiled(), reason="no tiles"), pytest.mark.usefixtures("two_threads")]
+here = kernels.there() and platform.machine() == "x86_64"
+pytestmark = [
+    pytest.mark.skipif(not here, reason="no C compiler, or another processor"),
+    pytest.mark.usefixtures("two_threads"),
+]
+with_tiles = pytest.mark.skipif(not products.tiled(), reason="no tiles")
 STEP_BY_STEP = [way for way in blocks.WAYS if way[0] is not UNet2DConditionModel]
 
 
@@ -71,6 +77,7 @@ def same(mine: list[Tensor], its: list[Tensor]) -> bool:
     return len(mine) == len(its) and all(torch.equal(a, b) for a, b in zip(mine, its, strict=True))
 
 
+@with_tiles
 @pytest.mark.parametrize("kept", [False, True], ids=["float32 weights", "and bf16 copies"])
 @pytest.mark.parametrize("xl", [False, True], ids=["SD", "XL"])
 def test_captured_steps_have_the_bits_of_steps_that_are_not(
@@ -85,6 +92,7 @@ def test_captured_steps_have_the_bits_of_steps_that_are_not(
     assert min(calls) > 100 * graphs.WORDS, "most of a step should be there"
 
 
+@with_tiles
 def test_a_training_is_the_same_with_and_without(tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = config(mixed_precision="bf16", batch_size=2, gradient_accumulation_steps=2, merge_micro_batches=False)
     begun: list[Any] = []
@@ -97,6 +105,7 @@ def test_a_training_is_the_same_with_and_without(tiny_base: Path, tmp_path: Path
     assert len(begun) == 1 and tensors.digest(quick) == tensors.digest(plain) and curve == other
 
 
+@with_tiles
 def test_a_second_way_there_before_the_first_way_back(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     quick, plain = unet_of(tiny_base, monkeypatch), unet_of(tiny_base, monkeypatch, captured=False)
     for unet in (quick, plain):
@@ -109,6 +118,7 @@ def test_a_second_way_there_before_the_first_way_back(tiny_base: Path, monkeypat
     assert quick.captured.room.free(), "nobody will come back for it"
 
 
+@with_tiles
 def test_a_way_back_is_taken_once(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     unet = unet_of(tiny_base, monkeypatch)
     loss = said(unet, inputs(unet, 0)).float().sum()
@@ -117,6 +127,7 @@ def test_a_way_back_is_taken_once(tiny_base: Path, monkeypatch: pytest.MonkeyPat
         loss.backward()
 
 
+@with_tiles
 def test_other_weights_in_their_place_are_captured_anew(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     quick, plain = unet_of(tiny_base, monkeypatch), unet_of(tiny_base, monkeypatch, captured=False)
     for unet in (quick, plain):
@@ -127,6 +138,7 @@ def test_other_weights_in_their_place_are_captured_anew(tiny_base: Path, monkeyp
     assert same(learnt(quick, inputs(quick, 1)), learnt(plain, inputs(plain, 1)))
 
 
+@with_tiles
 @pytest.mark.parametrize("what", ["hook", "frozen weight", "frozen input", "states that learn", "no memory", "another size"])
 def test_what_cannot_be_captured_goes_as_before(tiny_base: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     unet, heard = unet_of(tiny_base, monkeypatch), []

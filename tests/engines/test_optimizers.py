@@ -99,7 +99,7 @@ def test_gradients_that_wait_as_bf16_are_the_same_numbers(
 
     monkeypatch.setattr(optimizers.Packed, "step", watched)
     monkeypatch.setattr(optimizers.Packed, "CHUNK", 5_000)
-    monkeypatch.setattr(preparation, "CHEAP", 2**60)
+    monkeypatch.setattr(preparation.machine, "little_bytes", lambda device: 0)
     packed, same = teach(tiny_base, tmp_path / "packed", material(), asked)
     assert tensors.digest(packed) == tensors.digest(plain) and same == curve
     weights = 4 * sum(p.numel() for p in Models(tiny_base, CPU).unet.parameters())
@@ -111,7 +111,7 @@ def test_memory_goes_back_only_where_more_is_held_than_gradients_want(
     tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held: int, given_back: bool
 ) -> None:
     back, told = list[int](), iter(range(10**9))
-    monkeypatch.setattr(preparation, "CHEAP", 2**60)
+    monkeypatch.setattr(preparation.machine, "little_bytes", lambda device: 0)
     monkeypatch.setattr(optimizers.machine, "held_bytes", lambda: held and 2**30 * next(told))
     monkeypatch.setattr(optimizers.machine, "give_memory_back", lambda: back.append(1))
     teach(tiny_base, tmp_path, material(), config(mixed_precision="bf16", steps=2, gradient_checkpointing=True))
@@ -123,7 +123,7 @@ def test_a_training_that_goes_back_a_picture_at_a_time_learns_the_same(
     tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A layer's gradients then come in parts, and are one bf16 gradient before the next layer's come."""
-    monkeypatch.setattr(preparation, "CHEAP", 2**60)
+    monkeypatch.setattr(preparation.machine, "little_bytes", lambda device: 0)
     monkeypatch.setattr(preparation, "SPARE", 0)
     asked = config(mixed_precision="bf16", gradient_checkpointing=True, max_grad_norm=0.5)
     whole, curve = teach(tiny_base, tmp_path / "whole", material(), asked)

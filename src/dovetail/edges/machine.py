@@ -71,6 +71,11 @@ def memory_bytes(device: torch.device) -> int:
     return min(whole, int(told)) if told.isdecimal() else whole
 
 
+def little_bytes(device: torch.device) -> int:
+    """Of its memory: what takes less is not worth saving."""
+    return memory_bytes(device) // 16
+
+
 def held_bytes() -> int:
     """Of the machine's memory, that this process holds now; 0 where that is not told."""
     told = _text("/proc/self/statm").split()

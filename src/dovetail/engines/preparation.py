@@ -19,7 +19,6 @@ from dovetail.engines.objective import Objective
 from dovetail.engines.stopwatch import Stopwatch
 from dovetail.errors import BadConfigError
 
-CHEAP = 16  # what takes less than this part of the device's memory is not worth saving
 SPARE = 0.75  # of the room for all gradients: what the last blocks may keep before there are any
 LATE = {"cpu": False, "cuda": True}  # see `Lessons.late`
 ADAPTERS = ("lora", "dora", "lokr")
@@ -35,7 +34,7 @@ def prepare(
     """
     if models.device.type == "cpu":
         held = 16 * sum(p.numel() for p in models.unet.parameters())  # weights, their average, and two moments of theirs
-        machine.hold_memory(large=held < machine.memory_bytes(models.device) // CHEAP)
+        machine.hold_memory(large=held < machine.little_bytes(models.device))
         models.unet.set_attn_processor(attention.CacheAttention())
         feedforward.in_pieces(models.unet)
     models.prediction = config.prediction_type
@@ -73,7 +72,7 @@ def prepare(
     place = "cpu" if config.ema_on_cpu else models.device
     average = [sharding.local(p).to(place, copy=True) if config.ema_decay else (p if shard else p.detach()) for p in parameters]
     descent = optimizers.Descent(optimizer, parameters, average if config.ema_decay else None)
-    little = machine.memory_bytes(models.device) // CHEAP
+    little = machine.little_bytes(models.device)
     if descent.walks and not config.fused_backward and 2 * sum(p.numel() for p in parameters) < little:
         copies.allow(parameters)
     return Lessons(
@@ -100,7 +99,7 @@ def _recompute(lessons: Lessons, latents: torch.Size, states: torch.Size) -> str
     """Gradient checkpointing for what it is there for: where activations take little, they are kept, and that is said."""
     dtype = torch.float32 if lessons.accelerator.mixed_precision == "no" else torch.bfloat16
     needed = shapes.activation_bytes(lessons.models.unet, latents, states, dtype)
-    if needed * CHEAP < machine.memory_bytes(lessons.models.device):
+    if needed < machine.little_bytes(lessons.models.device):
         lessons.models.unet.disable_gradient_checkpointing()
         return f"activations of {needed / 2**20:.0f} MiB a pass are kept, not recomputed"
     if not (lessons.packed and lessons.descent.walks):

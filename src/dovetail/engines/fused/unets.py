@@ -23,7 +23,6 @@ from dovetail.engines.fused.matrices import picture
 from dovetail.engines.fused.transformers import half, plain_block, plain_transformer
 
 SHAPES = 8  # captured at a time
-CHEAP = 16  # what takes less than this part of the machine's memory may be captured
 KINDS = (
     unet_2d_blocks.DownBlock2D, unet_2d_blocks.CrossAttnDownBlock2D, unet_2d_blocks.UNetMidBlock2DCrossAttn,
     unet_2d_blocks.CrossAttnUpBlock2D, unet_2d_blocks.UpBlock2D,
@@ -81,7 +80,7 @@ class Graphs:
         size = torch.Size((b, self.unet.config.in_channels, h, w))
         needed = shapes.activation_bytes(self.unet, size, inputs[2].shape, torch.bfloat16)
         needed += sum(4 * weight.numel() for weight in self.weights)
-        return needed * CHEAP < machine.memory_bytes(inputs[0].device)
+        return needed < machine.little_bytes(inputs[0].device)
 
 
 def _blocks(unet: UNet2DConditionModel) -> list[Any]:
