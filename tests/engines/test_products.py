@@ -81,3 +81,13 @@ def test_by_tiles_a_number_that_is_none_stays_none(bad: float) -> None:
     x[7, 9] = bad
     assert not products.linear(x, weight)[7].isfinite().any() and products.linear(x, weight)[:7].isfinite().all()
     assert not products.outer(chance(40, 48), x)[:, 9].isfinite().any()
+
+
+@pytest.mark.parametrize("rows", [2047, 2048, 2049, 4097, 8193])
+def test_gradients_of_many_rows_miss_none(rows: int) -> None:
+    """They are summed in parts: the last rows are in one of them, too."""
+    gradient, x = torch.zeros(rows, 40), torch.zeros(rows, 72)
+    gradient[-1], x[-1] = 1, 2
+    assert torch.equal(products.outer(gradient.bfloat16(), x.bfloat16()).float(), torch.full((40, 72), 2.0))
+    every = products.outer(torch.ones(rows, 40).bfloat16(), torch.ones(rows, 72).bfloat16(), torch.float32)
+    assert torch.equal(every, torch.full((40, 72), float(torch.tensor(float(rows)).bfloat16())))

@@ -561,7 +561,7 @@ static void multiply(const struct side *left, const struct side *right, const st
     if (parts > 1) most *= 2;
     long broad = split(columns, most, unit, threads, !by_rows && parts == 1);
     long down = (rows + tall - 1) / tall, across = (columns + broad - 1) / broad, units = down * across;
-    long some = (inner / parts + depth - 1) / depth * depth, high = tall / 32, each = high * (broad / 32) * 1024;
+    long some = ((inner + parts - 1) / parts + depth - 1) / depth * depth, high = tall / 32, each = high * (broad / 32) * 1024;
     float *sums = parts > 1 ? aligned_alloc(64, parts * units * each * sizeof(float)) : 0;
     if (!sums) parts = 1, some = inner;
     words();
