@@ -180,6 +180,8 @@ def test_a_capture_is_void_where_something_cannot_be_done_again() -> None:
         _of(lambda x: _Enlarged.apply(x.sin()))
     with pytest.raises(graphs.VoidError, match="mul"):
         _of(lambda x: _Enlarged.apply(x) * 2)
+    with pytest.raises(graphs.VoidError, match="scalar"):
+        _of(lambda x: _Enlarged.apply(x) if x[0, 0, 0, 0].item() < 9 else x)
     with pytest.raises(graphs.VoidError, match="from without"):
         _of(lambda x: _Enlarged.apply(x + elsewhere))
     with pytest.raises(graphs.VoidError, match="layouts"):

@@ -127,13 +127,14 @@ class Capture(TorchDispatchMode):
         """One of PyTorch's own functions."""
         found = func(*args, **(kwargs or {}))
         before = {x.untyped_storage().data_ptr() for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
-        fresh = [x for x in tree_leaves(found) if isinstance(x, Tensor) and x.untyped_storage().data_ptr() not in before]
+        tensors = [x for x in tree_leaves(found) if isinstance(x, Tensor)]
+        fresh = [x for x in tensors if x.untyped_storage().data_ptr() not in before]
         for x in fresh:
             self.own[x.untyped_storage().data_ptr()] = _Numbers(x.untyped_storage().nbytes())
         if func in ALIKE:
             if not ALIKE[func](self, found, *args, **(kwargs or {})):
                 self._void(f"{func} of other layouts")
-        elif func not in EMPTY and (fresh or func._schema.is_mutable):
+        elif func not in EMPTY and (fresh or not tensors or func._schema.is_mutable):  # without any, a number was asked for
             self._void(str(func))
         return found
 
