@@ -50,6 +50,8 @@ TILES: dict[str, list[Any]] = {  # the same, where the processor has tiles
     "tile_linear": [POINTER] * 5 + [LONG] * 3 + [INT],
     "tile_back": [POINTER] * 3 + [LONG] * 3 + [INT],
     "tile_outer": [POINTER] * 3 + [LONG] * 3 + [INT],
+    "tile_gated": [POINTER] * 7 + [LONG] * 3 + [INT],
+    "tile_gated_back": [POINTER] * 9 + [LONG] * 3 + [INT] * 2,
     "tile_conv": [POINTER] * 5 + [LONG] * 6 + [INT],
     "tile_conv_back": [POINTER] * 3 + [LONG] * 6 + [INT],
     "tile_conv_outer": [POINTER] * 3 + [LONG] * 6 + [INT],

@@ -272,16 +272,6 @@ static void packed_right(const struct side *s, long first, long end, long from, 
     }
 }
 
-/* 32 numbers of a row, bf16 ones as they are wanted. */
-static inline void put(const struct result *r, long at, __mmask32 all, __m512i numbers) {
-    if (!r->single) {
-        _mm512_mask_storeu_epi16((bf16 *)r->at + at, all, numbers);
-        return;
-    }
-    _mm512_mask_storeu_ps((float *)r->at + at, (__mmask16)all, widened(_mm512_castsi512_si256(numbers)));
-    _mm512_mask_storeu_ps((float *)r->at + at + 16, (__mmask16)(all >> 16), widened(_mm512_extracti64x4_epi64(numbers, 1)));
-}
-
 /* A block of sums, rows from `row` and columns from `column` on, as they are wanted. */
 static inline void written(const struct result *r, const float *sums, long row, long column, long rows, long columns) {
     __mmask32 all = first_of(columns - column);
@@ -304,7 +294,7 @@ static inline void written(const struct result *r, const float *sums, long row, 
             first = _mm512_add_ps(first, widened(_mm256_maskz_loadu_epi16(low, more)));
             second = _mm512_add_ps(second, widened(_mm256_maskz_loadu_epi16(high, more + 16)));
         }
-        put(r, (row + i) * r->step + column, all, (__m512i)_mm512_cvtne2ps_pbh(second, first));
+        put(r->at, (row + i) * r->step + column, all, (__m512i)_mm512_cvtne2ps_pbh(second, first), r->single);
     }
 }
 
@@ -313,7 +303,7 @@ static void written_turned(const struct result *r, const float *sums, long row, 
         __m512i found[16];
         turned_rows(sums, part, _mm512_set1_ps(1.f), found);
         for (long i = 0; i < 16 && column + part * 16 + i < columns; i++)
-            put(r, (column + part * 16 + i) * r->step + row, first_of(rows - row), found[i]);
+            put(r->at, (column + part * 16 + i) * r->step + row, first_of(rows - row), found[i], r->single);
     }
 }
 
@@ -328,7 +318,8 @@ static void written_kernel(const struct result *r, const float *sums, long row, 
         from[TAPS] = _mm512_setzero_si512();
         moved(from, to, gather_words, gather_masks);
         for (int tap = 0; tap < TAPS; tap++)
-            put(r, (row + i) * r->step + channel * TAPS + tap * 32, first_of(r->step - channel * TAPS - tap * 32), to[tap]);
+            put(r->at, (row + i) * r->step + channel * TAPS + tap * 32, first_of(r->step - channel * TAPS - tap * 32), to[tap],
+                r->single);
     }
 }
 

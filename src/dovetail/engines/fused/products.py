@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from dovetail.engines.fused import kernels
 
+CACHED = 1 << 17  # numbers of a gated layer's second matrix, at most: two and a half times as many are at hand in its way back
 WIDEST = 1 << 16  # numbers of a row, at most: the sources have room for its zeros
 
 
@@ -81,6 +82,31 @@ def conv_outer(gradient: Tensor, x: Tensor, stride: int, dtype: torch.dtype) -> 
     told = kernels.at(gradient, x, weight)
     kernels.tiles().tile_conv_outer(*told, b, h, w, c, out, stride, _single(weight))
     return weight
+
+
+def gates(x: Tensor, into: Tensor) -> bool:
+    """Whether there are tiles for a gated layer as a whole: of tokens (..., width) by `into` (2 inner, width)."""
+    inner, width = len(into) // 2, into.shape[1]
+    return _tiled(x, width) and width % 32 == 0 and inner % 32 == 0 and width * inner <= CACHED
+
+
+def gated(x: Tensor, into: Tensor, first: Tensor, out: Tensor, last: Tensor, beside: Tensor) -> Tensor:
+    """(value gelu(gate)) out^T + last + what is `beside`; value and gate are the halves of x into^T + first."""
+    y, (width, inner) = torch.empty_like(x), out.shape
+    told = kernels.at(x, into, first.float(), out, last.float(), beside, y)
+    kernels.tiles().tile_gated(*told, x.numel() // width, width, inner, _single(into))
+    return y
+
+
+def gated_back(
+    gradient: Tensor, x: Tensor, into: Tensor, first: Tensor, out: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, of `into` and `out` (bf16 numbers as `dtype`) and of `first` (float32) between them."""
+    width, inner = out.shape
+    found = torch.empty_like(x), torch.empty(into.shape, dtype=dtype), torch.empty(2 * inner), torch.empty(out.shape, dtype=dtype)
+    told = kernels.at(gradient, x, into, first.float(), out, *found)
+    kernels.tiles().tile_gated_back(*told, x.numel() // width, width, inner, _single(into), dtype == torch.float32)
+    return found
 
 
 def _empty(*shape: int) -> Tensor:

@@ -56,6 +56,9 @@ static inline void pair_up(__m512i one, __m512i other, __m512i *low, __m512i *hi
     *high = _mm512_permutex2var_epi16(one, _mm512_add_epi16(first, _mm512_set1_epi16(16)), other);
 }
 
+/* Which of 32 numbers is the `i`-th pair of the low or high ones when two rows are unpacked, which costs half of `pair_up`. */
+static inline long unpacked(int high, long i) { return i / 4 * 8 + high * 4 + i % 4; }
+
 static inline void stored(bf16 *to, const __m512i rows[16]) {
 #pragma GCC unroll 16
     for (int i = 0; i < 16; i++) _mm512_store_si512(to + 32 * i, rows[i]);
@@ -89,13 +92,16 @@ static inline void columns_right(const char *const row[32], long at, __mmask32 a
 }
 
 static inline void columns_left(const char *const row[32], long at, __mmask32 all, int single, bf16 *to) {
-    columns_right(row, at, all, single, to);
-    for (int part = 0; part < 2; part++) {
-        __m512i r[16];
+    __m512i r[2][16];
 #pragma GCC unroll 16
-        for (int i = 0; i < 16; i++) r[i] = _mm512_load_si512(to + part * 512 + 32 * i);
-        turn_over(r);
-        stored(to + part * 512, r);
+    for (int i = 0; i < 16; i++) {
+        __m512i one = numbers(row[2 * i] + at, all, single), other = numbers(row[2 * i + 1] + at, all, single);
+        r[0][i] = _mm512_unpacklo_epi16(one, other), r[1][i] = _mm512_unpackhi_epi16(one, other);
+    }
+    for (int high = 0; high < 2; high++) {
+        turn_over(r[high]);
+#pragma GCC unroll 16
+        for (int i = 0; i < 16; i++) _mm512_store_si512(to + 32 * unpacked(high, i), r[high][i]);
     }
 }
 
@@ -129,6 +135,16 @@ static inline void multiplied(const struct tiles *left, const struct tiles *righ
 }
 
 static inline floats widened(__m256i x) { return (floats)_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16); }
+
+/* 32 bf16 numbers to where they are wanted, as float32 if `single`. */
+static inline void put(void *to, long at, __mmask32 all, __m512i numbers, int single) {
+    if (!single) {
+        _mm512_mask_storeu_epi16((bf16 *)to + at, all, numbers);
+        return;
+    }
+    _mm512_mask_storeu_ps((float *)to + at, (__mmask16)all, widened(_mm512_castsi512_si256(numbers)));
+    _mm512_mask_storeu_ps((float *)to + at + 16, (__mmask16)(all >> 16), widened(_mm512_extracti64x4_epi64(numbers, 1)));
+}
 
 /* 16 of the columns of a block of sums, times factors of theirs, as rows of 32 bf16 numbers. */
 static inline void turned_rows(const float *sums, int part, floats factor, __m512i rows[16]) {

@@ -89,7 +89,9 @@ class _Block(torch.autograd.Function):
         found, kept1 = _attend(seen1, context, cross, told.heads, told.scales[1])
         x2, seen2, *stats2 = kernels.layer_norm(x1, linear(found, onto, onto_bias), third, third_bias, told.eps[2])
         into, last = matrix(into), matrix(last)
-        if x.shape[:-1].numel() * into.shape[0] * 2 < feedforward.MUCH:
+        if products.gates(seen2, into):
+            wide, y = None, products.gated(seen2, into, into_bias, last, last_bias, x2)
+        elif x.shape[:-1].numel() * into.shape[0] * 2 < feedforward.MUCH:
             wide = linear(seen2, into, into_bias)
             y = linear(kernels.gated(wide), last, last_bias, x2)
         else:
@@ -111,7 +113,9 @@ class _Block(torch.autograd.Function):
         told, kept, kept1 = ctx.told, kept[: ctx.counts[0]], kept[ctx.counts[0] :]
         gradient = gradient.contiguous()
         to_last_bias = kernels.sum_rows(gradient)
-        if wide is None:
+        if products.gates(seen2, into):
+            to_seen, to_into, to_into_bias, to_last = products.gated_back(gradient, seen2, into, into_bias, last, dtype)
+        elif wide is None:
             to_seen, *gated = feedforward.back(gradient, seen2, into, into_bias, last)
             to_into, to_into_bias, to_last = gated[:3]
         else:
