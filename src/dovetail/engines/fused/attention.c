@@ -145,13 +145,14 @@ static void one_head(const struct head *h, uint32_t *room, long d, int back) {
 void attend(const bf16 *query, const bf16 *key, const bf16 *value, bf16 *out, float *logs, const bf16 *up, bf16 *to_query,
             bf16 *to_key, bf16 *to_value, long b, long n, long m, long heads, long d, long query_step, long key_step,
             long value_step, float scale, int back) {
-    int tiled = tiles_allowed();
-    int wide = d > MOST;
+    int tiled = tiles_allowed(), wide = d > MOST;
     long size = wide ? wide_room(n, m, d) : tiled ? tiles_room(n, m, d) : (2 * (n + m + 2) * d + n + 2) * 4;
+    tiles_known();
 #pragma omp parallel if (b * heads * n * m > 4096)
     {
         void *room = aligned_alloc(64, (size + 127) / 64 * 64);
-        if (tiled) tiles_begin();
+        if (tiled && wide) tiles_begin();
+        else if (tiled) tiles_begin_narrow(d);
 #pragma omp for schedule(static)
         for (long unit = 0; unit < b * heads; unit++) {
             long at = unit / heads, head = unit % heads;

@@ -104,10 +104,12 @@ static inline void keep_logs(const struct head *h, long first, floats shift, flo
     if (first < h->n) _mm512_mask_storeu_ps(h->logs + first, those_of(h->n - first), _mm512_add_ps(shift, logarithm(total)));
 }
 
-/* In tiles.c, where the processor has tiles: whether it may be asked for them; by each thread before and after; the room of a
- * thread in bytes; a head there and back. */
+/* In tiles.c, where the processor has tiles: whether it may be asked for them; what is to be known before; by each thread before
+ * (for narrow heads, or all else) and after; the room of a thread in bytes; a head there and back. */
 int tiles_allowed(void);
+void tiles_known(void);
 void tiles_begin(void);
+void tiles_begin_narrow(long d);
 void tiles_end(void);
 long tiles_room(long n, long m, long d);
 void tiles_there(const struct head *h, char *room, long d);
