@@ -46,31 +46,14 @@ static void packed(const void *at, long row, long columns, int single, int acros
 /* 32 rows times 32 columns, `steps` blocks of the inner side; from zero, from a bias, or onto what is there (`step` 64). */
 static inline __attribute__((always_inline)) void times(const bf16 *left, const bf16 *right, long steps, float *to,
                                                         const float *from, long step) {
-    if (from) {
-        READ(0, from, step);
-        READ(1, from + (step ? 256 : 16), step);
-        READ(2, from + (step ? 512 : 0), step);
-        READ(3, from + (step ? 768 : 16), step);
-    } else {
-        _tile_zero(0);
-        _tile_zero(1);
-        _tile_zero(2);
-        _tile_zero(3);
-    }
-    for (long k = 0; k < steps; k++, left += PAIR, right += PAIR) {
-        READ(4, left, 64);
-        READ(6, right, 64);
-        READ(7, right + 512, 64);
-        READ(5, left + 512, 64);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_dpbf16ps(1, 4, 7);
-        _tile_dpbf16ps(2, 5, 6);
-        _tile_dpbf16ps(3, 5, 7);
-    }
-    _tile_stored(0, to, 64);
-    _tile_stored(1, to + 256, 64);
-    _tile_stored(2, to + 512, 64);
-    _tile_stored(3, to + 768, 64);
+    if (from && !step) {
+        READ(0, from, 0);
+        READ(1, from + 16, 0);
+        READ(2, from, 0);
+        READ(3, from + 16, 0);
+    } else sums_begin(from, !from);
+    for (long k = 0; k < steps; k++, left += PAIR, right += PAIR) sums_added(left, left + 512, right, right + 512);
+    sums_end(to);
 }
 
 /* Two functions of a gate's size up to `EDGE`, by a parabola each for 32 sizes (coefficients by their power): the normal

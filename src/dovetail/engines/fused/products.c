@@ -13,11 +13,12 @@
 #define ACROSS_DEPTH 256 /* of one that is turned over; */
 #define CHANNELS 64 /* of a convolution's, nine times each */
 #define WIDEST (1 << 18) /* bytes of a row */
-#define TALL 1024 /* rows that a thread takes at most at a time */
+#define TALL 512 /* rows that a thread takes at most at a time */
 #define BROAD 256 /* columns */
 #define TAPS 9
 #define PARTS 4   /* of a long inner side that is turned over, at most, */
 #define LONG 1024 /* numbers of each at least */
+#define SHARED (1 << 21) /* bytes of weights that are packed once for all blocks of rows */
 #define SOON 8 /* rows of weights that are brought nearer before their turn */
 
 #ifdef _OPENMP
@@ -51,10 +52,14 @@ struct result {
     const bf16 *beside;
     long step;
     int kernel, turned, single; /* weights (rows, c, 3, 3) of (rows, 32 channels' nine together); columns as rows; float32 */
+    long woven, height, width;  /* pictures, if a row's places come in turn from several, and their sides */
 };
 
-struct laid { /* rows of pictures that are laid out so that what 16 places see is one tile, whatever the tap */
-    long base, places; /* the first of them, counted with one of zeros before each picture and after the last; places of all */
+/* Rows of pictures that are laid out so that what 16 places see is one tile, whatever the tap. Where a row has 16 places, or several
+ * pictures' have that are woven together, they lie once, with a place of zeros between rows; else thrice, a column apart. */
+struct laid {
+    long base, places; /* the first row, counted with one of zeros before each picture and after the last; places of all */
+    long woven;        /* pictures; none if the rows lie thrice */
 };
 
 static __m512i spread_words[TAPS][5], gather_words[TAPS][5]; /* see `words` */
@@ -93,6 +98,8 @@ static inline void moved(const __m512i from[TAPS + 1], __m512i to[TAPS], const _
         to[tap] = found;
     }
 }
+
+static long rounded(long c) { return (c + 31) / 32 * 32; }
 
 static const char nothing[WIDEST] __attribute__((aligned(64))) = {0}; /* a row of zeros */
 
@@ -272,14 +279,25 @@ static void packed_right(const struct side *s, long first, long end, long from, 
     }
 }
 
+/* Where 32 rows of sums go, from `row` on. */
+static inline void rows_to(const struct result *r, long row, long to[32]) {
+    for (long half = 0; half < 32; half += 16, row += 16) {
+        long whole = r->height * 16, top = row / (r->woven > 1 ? whole : 1) * r->woven * r->height + row % whole / 16;
+        for (long i = 0; i < 16; i++)
+            to[half + i] = r->woven > 1 ? (top + i % r->woven * r->height) * r->width + i / r->woven : row + i;
+    }
+}
+
 /* A block of sums, rows from `row` and columns from `column` on, as they are wanted. */
 static inline void written(const struct result *r, const float *sums, long row, long column, long rows, long columns) {
     __mmask32 all = first_of(columns - column);
     __mmask16 low = (__mmask16)all, high = (__mmask16)(all >> 16);
+    long to[32];
+    rows_to(r, row, to);
     if (!r->bias && !r->beside && !r->single && all == ~0u) {
         for (long i = 0; i < 32 && row + i < rows; i++) {
             const float *at = sums + i / 16 * 512 + i % 16 * 16;
-            _mm512_storeu_si512((bf16 *)r->at + (row + i) * r->step + column,
+            _mm512_storeu_si512((bf16 *)r->at + to[i] * r->step + column,
                                 (__m512i)_mm512_cvtne2ps_pbh(_mm512_load_ps(at + 256), _mm512_load_ps(at)));
         }
         return;
@@ -290,11 +308,11 @@ static inline void written(const struct result *r, const float *sums, long row, 
         const float *at = sums + i / 16 * 512 + i % 16 * 16;
         floats first = _mm512_add_ps(_mm512_load_ps(at), one), second = _mm512_add_ps(_mm512_load_ps(at + 256), other);
         if (r->beside) {
-            const bf16 *more = r->beside + (row + i) * r->step + column;
+            const bf16 *more = r->beside + to[i] * r->step + column;
             first = _mm512_add_ps(first, widened(_mm256_maskz_loadu_epi16(low, more)));
             second = _mm512_add_ps(second, widened(_mm256_maskz_loadu_epi16(high, more + 16)));
         }
-        put(r->at, (row + i) * r->step + column, all, (__m512i)_mm512_cvtne2ps_pbh(second, first), r->single);
+        put(r->at, to[i] * r->step + column, all, (__m512i)_mm512_cvtne2ps_pbh(second, first), r->single);
     }
 }
 
@@ -324,19 +342,40 @@ static void written_kernel(const struct result *r, const float *sums, long row, 
 }
 
 /* Which rows of pictures the places `first` to `last` see, as they are laid out. */
-static struct laid rows_seen(const struct side *s, long first, long last) {
-    long whole = s->rows * s->columns, all = s->height + 1, from = first / whole * all + first % whole / s->columns;
-    return (struct laid){from, ((last - 1) / whole * all + (last - 1) % whole / s->columns + 3 - from) * s->columns};
+static struct laid rows_seen(const struct side *s, long first, long last, long woven) {
+    long width = s->columns * (woven ? woven : 1), whole = s->rows * width, all = s->height + 1;
+    long from = first / whole * all + first % whole / width, count = (last - 1) / whole * all + (last - 1) % whole / width + 3 - from;
+    return (struct laid){from, woven ? (count * (s->columns + 1) + 1) * woven : count * s->columns, woven};
 }
 
 static long laid_at(const struct side *s, const struct laid *l, long place) { /* where a place is among them */
-    long whole = s->rows * s->columns, n = place / whole;
-    return (n * (s->height + 1) + 1 - l->base) * s->columns + place % whole;
+    long width = s->columns * (l->woven ? l->woven : 1), whole = s->rows * width, rest = place % whole;
+    long row = place / whole * (s->height + 1) + 1 - l->base + rest / width;
+    return l->woven ? (row * (s->columns + 1) + 1) * l->woven + rest % width : row * width + rest % width;
 }
 
 static const bf16 *laid_row(const struct side *s, long row) { /* of pictures; null of zeros */
     long n = row / (s->height + 1), i = row % (s->height + 1);
     return i ? (const bf16 *)s->at + (n * s->height + i - 1) * s->width * s->step : 0;
+}
+
+/* (32 channels each, places, 32): rows of left tiles. */
+static void weave(const struct side *s, const struct laid *l, long channel, long channels, bf16 *to) {
+    const __m512i none = _mm512_setzero_si512();
+    long woven = l->woven, row_of = (s->columns + 1) * woven, all = s->height + 1;
+    for (long k = channel; k < channel + channels; k += 32) {
+        __mmask32 there = first_of(s->c - k);
+        for (long row = l->base; row < l->base + l->places / row_of; row++, to += row_of * 32) {
+            for (long i = 0; i < woven; i++) {
+                const bf16 *from = row % all ? laid_row(s, (row / all * woven + i) * all + row % all) : 0;
+                _mm512_store_si512(to + i * 32, none);
+                for (long j = 0; j < s->columns; j++)
+                    _mm512_store_si512(to + ((j + 1) * woven + i) * 32,
+                                       from ? _mm512_maskz_loadu_epi16(there, from + j * s->step + k) : none);
+            }
+        }
+        for (long i = 0; i < woven; i++, to += 32) _mm512_store_si512(to, none);
+    }
 }
 
 /* (32 channels each, tap's column, places, 32): rows of left tiles. */
@@ -358,6 +397,16 @@ static void lay_out(const struct side *s, const struct laid *l, long channel, lo
             _mm512_store_si512(right + (width - 1) * 32, none);
         }
     }
+}
+
+/* How far from where a place is what it sees lies, for each step: (tap, 32 channels each). */
+static void offsets_of(const struct side *s, const struct laid *l, long channels, long *to) {
+    for (long tap = 0; tap < TAPS; tap++)
+        for (long k = 0; k < channels; k += 32) {
+            long down = tap / 3 - 1, right = tap % 3 - 1, at = k / 32 * l->places;
+            *to++ = 32 * (l->woven ? at + (down * (s->columns + 1) + right) * l->woven
+                                   : 3 * at + (right + 1) * l->places + down * s->width);
+        }
 }
 
 /* (32 channels each, tap's column, half of the channels, pairs of places, 16 pairs of numbers): rows of right tiles. */
@@ -405,12 +454,21 @@ static void expected(const struct side *s, long first, long from, long last) {
         for (long k = from; k < last; k += 32) _mm_prefetch((const bf16 *)s->at + i * s->step + k, _MM_HINT_T0);
 }
 
+/* `steps` left tiles that are so far from two places, and right ones after each other. */
+static inline void seen_multiplied(const bf16 *one, const bf16 *other, const long *offsets, const bf16 *right, long steps,
+                                   float *sums, int begin) {
+    sums_begin(sums, begin);
+    for (long k = 0; k < steps; k++, right += PAIR) sums_added(one + offsets[k], other + offsets[k], right, right + 512);
+    sums_end(sums);
+}
+
 struct block { /* of a product: what one thread works on */
     const struct side *left, *right;
     const struct result *result;
     long row, rows, column, columns, depth; /* where it begins and ends; numbers of the inner side at a time */
     long begin, end; /* of the inner side */
     float *sums;     /* where they stay, if it is one of several parts of the inner side */
+    const bf16 *packed; /* the right side's tiles, if they are there for all that work */
 };
 
 /* Whether what places see can be laid out for tiles of `count` places. */
@@ -418,12 +476,20 @@ static int lies_well(const struct side *s, long count) {
     return s->stride == 1 && s->spread == 1 && s->rows * s->columns % count == 0 && s->columns % 2 == 0;
 }
 
+/* How many pictures are woven together for tiles of 16 places; none if they lie thrice, less if they cannot be laid out. */
+static long weaves(const struct side *s) {
+    if (s->kind != SEEN || s->stride != 1 || s->spread != 1) return -1;
+    if (s->columns % 16 == 0) return 1;
+    if (16 % s->columns == 0 && s->outer / (s->rows * s->columns) % (16 / s->columns) == 0) return 16 / s->columns;
+    return lies_well(s, 16) ? 0 : -1;
+}
+
 /* The right tiles of the inner side from `from` to `last`, each block's one after the other. */
 static void rights_of(const struct block *b, long from, long last, bf16 *room, struct tiles *tiles) {
     const struct side *s = b->right;
     long steps = (last - from + 31) / 32, blocks = (b->columns - b->column + 31) / 32;
     if (s->kind == SEEN_ACROSS && lies_well(s, 32)) {
-        struct laid l = rows_seen(s, from, last);
+        struct laid l = rows_seen(s, from, last, 0);
         lay_out_pairs(s, &l, b->column / TAPS, blocks / TAPS * 32, room);
         for (long k = 0; k < steps; k++)
             for (long j = 0; j < blocks; j++) {
@@ -433,24 +499,20 @@ static void rights_of(const struct block *b, long from, long last, bf16 *room, s
             }
         return;
     }
-    packed_right(s, b->column, b->columns, from, last, room);
-    for (long i = 0; i < blocks * steps; i++, room += PAIR) tiles[i] = (struct tiles){room, room + 512};
+    const bf16 *at = b->packed ? b->packed + from / 32 * rounded(s->outer) * 32 + b->column * steps * 32 : room;
+    if (!b->packed) packed_right(s, b->column, b->columns, from, last, room);
+    for (long i = 0; i < blocks * steps; i++, at += PAIR) tiles[i] = (struct tiles){at, at + 512};
 }
 
-/* The left ones of 32 rows from `row` on; of pictures that are laid out, where they are. */
-static void lefts_of(const struct block *b, const struct laid *l, long row, long from, long last, bf16 *room,
-                     struct tiles *tiles) {
+/* Weights as right tiles (inner / depth, columns / 32, depth / 32, PAIR), if several blocks of rows want them. */
+static bf16 *packed_once(const struct side *s, long down) {
+    long bytes = rounded(s->inner) * rounded(s->outer) * 2;
+    return down > 1 && (s->kind == KERNEL || s->kind == KERNEL_BACK) && bytes <= SHARED ? aligned_alloc(64, bytes) : 0;
+}
+
+/* The left ones of 32 rows from `row` on. */
+static void lefts_of(const struct block *b, long row, long from, long last, bf16 *room, struct tiles *tiles) {
     const struct side *s = b->left;
-    if (l) {
-        long one = laid_at(s, l, row), other = row + 16 < b->rows ? laid_at(s, l, row + 16) : one;
-        long channels = (last - from) / TAPS;
-        for (int tap = 0; tap < TAPS; tap++)
-            for (long k = 0; k < channels; k += 32, tiles++) {
-                const bf16 *at = room + ((k / 32 * 3 + tap % 3) * l->places + (tap / 3 - 1) * s->width) * 32;
-                *tiles = (struct tiles){at + one * 32, at + other * 32};
-            }
-        return;
-    }
     if (s->kind == ACROSS) room += (row - b->row) * ((last - from + 31) / 32) * 32;
     else packed_left(s, row, from, last, room);
     for (long k = from; k < last; k += 32, room += PAIR) *tiles++ = (struct tiles){room, room + 512};
@@ -461,16 +523,47 @@ static void done(const struct block *b, const float *sums, long row, long column
     else written(b->result, sums, row, column, b->rows, b->columns);
 }
 
+/* Of pictures that are laid out: one column's tiles after the other, which stay near while the places go by. */
+static void job_of_pictures(const struct block *b, long woven) {
+    const struct side *s = b->left;
+    long blocks = (b->columns - b->column + 31) / 32, tall = (b->rows - b->row + 31) / 32, inner = b->end, depth = b->depth;
+    struct laid l = rows_seen(s, b->row, b->rows, woven);
+    long several = inner > depth, left = depth / TAPS * (woven ? 1 : 3) * l.places, right = b->packed ? 0 : depth * 32 * blocks;
+    long sum = several ? tall * blocks * 1024 : 2048, most = (depth + 31) / 32;
+    bf16 *room = (bf16 *)room_of(2 * (left + right) + 4 * sum + sizeof(struct tiles) * most * blocks + sizeof(long) * most);
+    float *sums = (float *)(room + left + right), *before = 0;
+    struct tiles *rights = (struct tiles *)(sums + sum);
+    long *offsets = (long *)(rights + blocks * most), row_before = 0, column_before = 0;
+    for (long from = 0; from < inner; from += depth) {
+        long last = from + depth < inner ? from + depth : inner, steps = (last - from + 31) / 32;
+        rights_of(b, from, last, room + left, rights);
+        if (woven) weave(s, &l, from / TAPS, (last - from) / TAPS, room);
+        else lay_out(s, &l, from / TAPS, (last - from) / TAPS, room);
+        offsets_of(s, &l, (last - from) / TAPS, offsets);
+        for (long at = 0; at < blocks * tall; at++) {
+            long row = b->row + at % tall * 32, column = b->column + at / tall * 32;
+            long one = laid_at(s, &l, row), other = row + 16 < b->rows ? laid_at(s, &l, row + 16) : one;
+            float *here = sums + (several ? at : at % 2) * 1024;
+            seen_multiplied(room + one * 32, room + other * 32, offsets, rights[at / tall * steps].one, steps, here, !from);
+            if (last < inner) continue;
+            if (before) written(b->result, before, row_before, column_before, b->rows, b->columns); /* while those are multiplied */
+            before = here, row_before = row, column_before = column;
+        }
+    }
+    written(b->result, before, row_before, column_before, b->rows, b->columns);
+}
+
 static void job(const struct block *b) {
-    long blocks = (b->columns - b->column + 31) / 32, tall = (b->rows - b->row + 31) / 32;
+    long blocks = (b->columns - b->column + 31) / 32, tall = (b->rows - b->row + 31) / 32, woven = weaves(b->left);
+    if (woven >= 0) {
+        job_of_pictures(b, woven);
+        return;
+    }
     long inner = b->end, depth = b->depth, stays = b->sums != 0;
     long several = inner - b->begin > depth || b->result->kernel || stays, each = several ? blocks * 1024 : 0, most = (depth + 31) / 32;
-    int lies = b->left->kind == SEEN && lies_well(b->left, 16);
-    int across = b->right->kind == SEEN_ACROSS && lies_well(b->right, 32);
-    struct laid l = {0, 0}, seen = across ? rows_seen(b->right, 0, depth < inner ? depth : inner) : l;
-    if (lies) l = rows_seen(b->left, b->row, b->rows);
-    int turned = b->left->kind == ACROSS;
-    long left = lies ? depth / TAPS * 3 * l.places : depth * 32 * (turned ? tall : 1), right = depth * 32 * blocks;
+    int across = b->right->kind == SEEN_ACROSS && lies_well(b->right, 32), turned = b->left->kind == ACROSS;
+    struct laid seen = across ? rows_seen(b->right, 0, depth < inner ? depth : inner, 0) : (struct laid){0, 0, 0};
+    long left = depth * 32 * (turned ? tall : 1), right = b->packed ? 0 : depth * 32 * blocks;
     if (across) right = blocks / TAPS * 96 * (seen.places + 3 * b->right->width); /* more, should others begin within a row */
     long sum = stays ? 0 : several ? tall * each : 2048, bytes = 2 * (left + right) + 4 * sum + sizeof(struct tiles) * most * (blocks + 1);
     bf16 *room = (bf16 *)room_of(bytes);
@@ -481,12 +574,11 @@ static void job(const struct block *b) {
     for (long from = b->begin; from < inner; from += depth) {
         long last = from + depth < inner ? from + depth : inner, steps = (last - from + 31) / 32;
         rights_of(b, from, last, room + left, rights);
-        if (lies) lay_out(b->left, &l, from / TAPS, (last - from) / TAPS, room);
         if (turned) packed_across(b->left, b->row, b->rows, from, last, room);
         for (long i = 0; i < tall; i++) {
             long row = b->row + i * 32;
-            lefts_of(b, lies ? &l : 0, row, from, last, room, lefts);
-            if (!lies && !turned && i + 1 < tall) expected(b->left, row + 32, from, last);
+            lefts_of(b, row, from, last, room, lefts);
+            if (!turned && i + 1 < tall) expected(b->left, row + 32, from, last);
             for (long j = 0; j < blocks; j++) {
                 float *here = several ? sums + i * each + j * 1024 : sums + (i * blocks + j) % 2 * 1024;
                 multiplied(lefts, rights + j * steps, steps, here, from == b->begin);
@@ -554,16 +646,26 @@ static void multiply(const struct side *left, const struct side *right, const st
     long down = (rows + tall - 1) / tall, across = (columns + broad - 1) / broad, units = down * across;
     long some = ((inner + parts - 1) / parts + depth - 1) / depth * depth, high = tall / 32, each = high * (broad / 32) * 1024;
     float *sums = parts > 1 ? aligned_alloc(64, parts * units * each * sizeof(float)) : 0;
+    bf16 *packed = packed_once(right, down);
     if (!sums) parts = 1, some = inner;
     words();
 #pragma omp parallel if (rows * columns * inner > 65536)
     {
+        if (packed)
+#pragma omp for schedule(static) collapse(2)
+            for (long from = 0; from < inner; from += depth)
+                for (long column = 0; column < columns; column += 32) {
+                    long last = from + depth < inner ? from + depth : inner;
+                    packed_right(right, column, column + 32, from, last,
+                                 packed + from / 32 * rounded(columns) * 32 + column * ((last - from + 31) / 32) * 32);
+                }
         tiles_begin();
 #pragma omp for schedule(static)
         for (long one = 0; one < parts * units; one++) { /* a thread has the same rows as in what is done before and after */
             struct block b = part_of(left, right, r, by_rows, one % units, tall, broad, across, down);
             b.depth = depth, b.begin = one / units * some, b.end = b.begin + some < inner ? b.begin + some : inner;
             if (sums) b.sums = sums + one * each;
+            b.packed = packed;
             job(&b);
         }
         tiles_end();
@@ -576,6 +678,7 @@ static void multiply(const struct side *left, const struct side *right, const st
             }
     }
     free(sums);
+    free(packed);
 }
 
 /* y (rows, out) = x (rows, in) w^T (out, in) + bias + beside; w may be `single`, float32, here and below. */
@@ -603,8 +706,6 @@ void tile_outer(const bf16 *y, const bf16 *x, void *w, long rows, long in, long 
     multiply(r.turned ? &other : &one, r.turned ? &one : &other, &r);
 }
 
-static long rounded(long c) { return (c + 31) / 32 * 32; }
-
 static struct side picture(const bf16 *x, long b, long height, long width, long c, long stride) {
     long rows = (height + stride - 1) / stride, columns = (width + stride - 1) / stride;
     return (struct side){.at = x,
@@ -627,7 +728,8 @@ void tile_conv(const bf16 *x, const void *w, const float *bias, const bf16 *besi
     struct side left = picture(x, b, height, width, in, stride);
     struct side right = {
         .at = w, .kind = KERNEL, .step = TAPS * in, .outer = out, .inner = left.inner, .c = in, .rows = out, .single = single};
-    struct result r = {.at = y, .bias = bias, .beside = beside, .step = out};
+    struct result r = {
+        .at = y, .bias = bias, .beside = beside, .step = out, .woven = weaves(&left), .height = left.rows, .width = left.columns};
     multiply(&left, &right, &r);
 }
 
@@ -654,7 +756,7 @@ void tile_conv_back(const bf16 *y, const void *w, bf16 *x, long b, long height, 
                          .c = in,
                          .rows = out,
                          .single = single};
-    struct result r = {.at = x, .step = in};
+    struct result r = {.at = x, .step = in, .woven = weaves(&left), .height = left.rows, .width = left.columns};
     multiply(&left, &right, &r);
 }
 

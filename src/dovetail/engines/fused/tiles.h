@@ -105,8 +105,8 @@ static inline void columns_left(const char *const row[32], long at, __mmask32 al
     }
 }
 
-/* Four tiles of sums of two left and two right tiles, `steps` times; they go on from what is there unless they `begin`. */
-static inline void multiplied(const struct tiles *left, const struct tiles *right, long steps, float *sums, int begin) {
+/* Tiles 0 to 3, 32 x 32 sums: from zero, or on from what is there; and back. */
+static inline void sums_begin(const float *sums, int begin) {
     if (begin) {
         _tile_zero(0);
         _tile_zero(1);
@@ -118,20 +118,32 @@ static inline void multiplied(const struct tiles *left, const struct tiles *righ
         READ(2, sums + 512, 64);
         READ(3, sums + 768, 64);
     }
-    for (long k = 0; k < steps; k++) {
-        READ(4, left[k].one, 64);
-        READ(6, right[k].one, 64);
-        READ(7, right[k].other, 64);
-        READ(5, left[k].other, 64);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_dpbf16ps(1, 4, 7);
-        _tile_dpbf16ps(2, 5, 6);
-        _tile_dpbf16ps(3, 5, 7);
-    }
+}
+
+static inline void sums_end(float *sums) {
     _tile_stored(0, sums, 64);
     _tile_stored(1, sums + 256, 64);
     _tile_stored(2, sums + 512, 64);
     _tile_stored(3, sums + 768, 64);
+}
+
+/* Two left and two right tiles are multiplied and added to them. */
+static inline void sums_added(const bf16 *left, const bf16 *below, const bf16 *right, const bf16 *beside) {
+    READ(4, left, 64);
+    READ(6, right, 64);
+    READ(7, beside, 64);
+    READ(5, below, 64);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+}
+
+/* `steps` left and right tiles, wherever they are. */
+static inline void multiplied(const struct tiles *left, const struct tiles *right, long steps, float *sums, int begin) {
+    sums_begin(sums, begin);
+    for (long k = 0; k < steps; k++) sums_added(left[k].one, left[k].other, right[k].one, right[k].other);
+    sums_end(sums);
 }
 
 static inline floats widened(__m256i x) { return (floats)_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16); }
