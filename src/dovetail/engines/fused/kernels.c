@@ -5,6 +5,7 @@
 
 #include <math.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 
 typedef uint16_t bf16;
@@ -34,11 +35,10 @@ static inline float exponential(float x) { /* 2^n times a polynomial in the rest
     return seen.number;
 }
 
-static inline float reciprocal(float x) { /* of a positive number; Newton's steps from a guess */
+static inline float reciprocal(float x) { /* of a positive number; Newton's steps from a guess, the first adjusted; error 2e-6 */
     union { float number; uint32_t bits; } seen = {.number = x};
-    seen.bits = 0x7ef311c3 - seen.bits;
-    seen.number *= 2.f - x * seen.number;
-    seen.number *= 2.f - x * seen.number;
+    seen.bits = 0x7ef198f6 - seen.bits;
+    seen.number *= 2.0184264f - 1.0172168f * x * seen.number;
     return seen.number * (2.f - x * seen.number);
 }
 
@@ -100,43 +100,44 @@ void group_norm(const bf16 *x, const bf16 *shift, const float *gamma, const floa
         long n = unit / parts, first = unit % parts * width;
         const bf16 *from = x + n * places * c + first;
         bf16 *to = y + n * places * c + first;
-        float add[width], scale[width], some[width], middle[width];
-        double sum[width];
+        float add[width], scale[width], some[width], squares[width], middle[width];
+        double sum[width], square[width];
 #pragma omp simd
-        for (long i = 0; i < width; i++) add[i] = shift ? wide(shift[n * c + first + i]) : 0.f;
-        for (int pass = 0; pass < 2; pass++) { /* means, then variances around them */
+        for (long i = 0; i < width; i++) { /* the first row's numbers are taken off, so that no mean is large beside what varies */
+            add[i] = shift ? wide(shift[n * c + first + i]) : 0.f;
+            middle[i] = wide(from[i]);
+            sum[i] = square[i] = 0;
+        }
+        for (long block = 0; block < places; block += ROWS) {
+            long last = block + ROWS < places ? block + ROWS : places;
 #pragma omp simd
-            for (long i = 0; i < width; i++) sum[i] = 0;
-            for (long block = 0; block < places; block += ROWS) {
-                long last = block + ROWS < places ? block + ROWS : places;
+            for (long i = 0; i < width; i++) some[i] = squares[i] = 0;
+            for (long row = block; row < last; row++)
 #pragma omp simd
-                for (long i = 0; i < width; i++) some[i] = 0;
-                for (long row = block; row < last; row++) {
-                    const bf16 *at = from + row * c;
-                    if (pass == 0)
-#pragma omp simd
-                        for (long i = 0; i < width; i++) some[i] += wide(at[i]) + add[i];
-                    else
-                        for (long i = 0; i < width; i++) {
-                            float off = wide(at[i]) + add[i] - middle[i];
-                            some[i] += off * off;
-                        }
+                for (long i = 0; i < width; i++) {
+                    float off = wide(from[row * c + i]) - middle[i];
+                    some[i] += off;
+                    squares[i] += off * off;
                 }
 #pragma omp simd
-                for (long i = 0; i < width; i++) sum[i] += some[i];
+            for (long i = 0; i < width; i++) sum[i] += some[i], square[i] += squares[i];
+        }
+        for (long group = 0; group < here; group++) {
+            double total = 0, around = 0, count = (double)places * per;
+            long at = n * groups + first / per + group;
+#pragma omp simd reduction(+ : total)
+            for (long i = group * per; i < (group + 1) * per; i++) total += sum[i] + places * ((double)middle[i] + add[i]);
+            total /= count;
+#pragma omp simd reduction(+ : around)
+            for (long i = group * per; i < (group + 1) * per; i++) {
+                double off = (double)middle[i] + add[i] - total;
+                around += square[i] + off * (2 * sum[i] + places * off);
             }
-            for (long group = 0; group < here; group++) {
-                double total = 0;
-                for (long i = group * per; i < (group + 1) * per; i++) total += sum[i];
-                total /= (double)places * per;
-                float *told = (pass ? rstd : mean) + n * groups + first / per + group;
-                *told = pass ? (float)(1 / sqrt(total + eps)) : (float)total;
-                for (long i = group * per; i < (group + 1) * per; i++)
-                    if (pass) {
-                        scale[i] = *told * gamma[first + i];
-                        add[i] = (add[i] - middle[i]) * scale[i] + beta[first + i];
-                    } else
-                        middle[i] = *told;
+            mean[at] = (float)total;
+            rstd[at] = (float)(1 / sqrt((around > 0 ? around : around < 0 ? 0 : around) / count + eps));
+            for (long i = group * per; i < (group + 1) * per; i++) {
+                scale[i] = rstd[at] * gamma[first + i];
+                add[i] = (float)(add[i] - total) * scale[i] + beta[first + i];
             }
         }
         for (long row = 0; row < places; row++) {
@@ -154,6 +155,8 @@ void group_norm(const bf16 *x, const bf16 *shift, const float *gamma, const floa
     }
 }
 
+#define FEW_NUMBERS (1 << 18) /* that the cache holds */
+
 struct slopes { /* what the way back of a group norm reads and writes; `width` channels of a picture are worked off at once */
     const bf16 *dy, *x, *shift, *extra;
     const float *gamma, *beta, *mean, *rstd;
@@ -162,8 +165,10 @@ struct slopes { /* what the way back of a group norm reads and writes; `width` c
     long b, places, c, groups, width;
 };
 
-/* The channels of a picture from `first` on; `silu` is known where this is called, so that no loop asks for it. */
-static inline __attribute__((always_inline)) void group_norm_part(const struct slopes *s, long n, long first, int silu) {
+/* The channels of a picture from `first` on. What is up is `kept` as it is after SiLU, if there is room for it. Whether there is,
+ * and `silu`, are known where this is called, so that no loop asks for them. */
+static inline __attribute__((always_inline)) void group_norm_part(const struct slopes *s, long n, long first, int silu,
+                                                                  float *kept) {
     long c = s->c, width = s->width, places = s->places, per = c / s->groups, here = width / per;
     const bf16 *up = s->dy + n * places * c + first, *from = s->x + n * places * c + first;
     const bf16 *more = s->extra ? s->extra + n * places * c + first : 0;
@@ -188,6 +193,7 @@ static inline __attribute__((always_inline)) void group_norm_part(const struct s
             for (long i = 0; i < width; i++) {
                 float normal = wide(at[i]) * times[i] + add[i], d = wide(g[i]);
                 if (silu) d *= silu_slope(normal * weight[i] + lift[i]);
+                if (kept) kept[row * width + i] = d;
                 some[i] += d;
                 other[i] += d * normal;
             }
@@ -220,8 +226,8 @@ static inline __attribute__((always_inline)) void group_norm_part(const struct s
         bf16 *out = to + row * c;
 #pragma omp simd
         for (long i = 0; i < width; i++) {
-            float normal = wide(at[i]) * times[i] + add[i], d = wide(g[i]);
-            if (silu) d *= silu_slope(normal * weight[i] + lift[i]);
+            float normal = wide(at[i]) * times[i] + add[i], d = kept ? kept[row * width + i] : wide(g[i]);
+            if (silu && !kept) d *= silu_slope(normal * weight[i] + lift[i]);
             float found = times[i] * (d * weight[i] - inner[i] - normal * outer[i]);
             some[i] += found;
             out[i] = narrow(more ? found + wide(beside[i]) : found);
@@ -239,8 +245,11 @@ void group_norm_back(const bf16 *dy, const bf16 *x, const bf16 *shift, const flo
 #pragma omp parallel for schedule(static) if (b * places * c > 8192)
     for (long unit = 0; unit < b * parts; unit++) {
         long n = unit / parts, first = unit % parts * told.width;
-        if (silu) group_norm_part(&told, n, first, 1);
-        else group_norm_part(&told, n, first, 0);
+        float *kept = silu && places * told.width <= FEW_NUMBERS ? malloc(places * told.width * sizeof(float)) : 0;
+        if (kept) group_norm_part(&told, n, first, 1, kept);
+        else if (silu) group_norm_part(&told, n, first, 1, 0);
+        else group_norm_part(&told, n, first, 0, 0);
+        free(kept);
     }
     add_up(sums, to_beta, b, c);
     add_up(sums + b * c, to_gamma, b, c);
