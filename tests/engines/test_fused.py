@@ -1,6 +1,7 @@
 """Blocks as one step for autograd, held to diffusers' own and to float64; and what they are not made for."""
 
 import copy
+import itertools
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch.nn import functional
 from dovetail.edges import tensors
 from dovetail.edges.models import Models
 from dovetail.engines import attention, feedforward
-from dovetail.engines.fused import SOURCES, blocks, convolutions, kernels, transformers
+from dovetail.engines.fused import SOURCES, blocks, convolutions, kernels, products, transformers
 
 pytestmark = [pytest.mark.skipif(not kernels.there(), reason="no C compiler"), pytest.mark.usefixtures("two_threads")]
 BF16 = 2**-8  # what a number of seven bits is off by at most
@@ -92,7 +93,19 @@ def test_gate() -> None:
 
 @pytest.mark.parametrize("spread", [1.0, 40.0], ids=["even", "sharp"])
 @pytest.mark.parametrize(
-    "n, m, d", [(64, 64, 8), (63, 35, 24), (5, 77, 32), (1, 1, 8), (256, 256, 16), (130, 77, 40), (40, 300, 80), (97, 64, 160)]
+    "n, m, d",
+    [
+        (64, 64, 8),
+        (63, 35, 24),
+        (5, 77, 32),
+        (1, 1, 8),
+        (256, 256, 16),
+        (81, 300, 8),
+        (144, 33, 32),
+        (130, 77, 40),
+        (40, 300, 80),
+        (97, 64, 160),
+    ],
 )
 def test_attention_of_heads(n: int, m: int, d: int, spread: float) -> None:
     if not kernels.attends(d):
@@ -113,6 +126,21 @@ def test_attention_of_heads(n: int, m: int, d: int, spread: float) -> None:
     size = max(g.norm() for g in gradients)  # of sharp attention some gradients are next to nothing
     for mine, its in zip(found, gradients, strict=True):
         assert (mine.double() - its).norm() < (0.01 if spread == 1 else 0.03) * its.norm() + 0.002 * size
+
+
+@pytest.mark.parametrize("d", [8, 16, 32])
+def test_attention_of_a_number_that_is_none_stays_none(d: int) -> None:
+    if not kernels.attends(d):
+        pytest.skip("no products of pairs of bf16 numbers here")
+    for which, bad in itertools.product(range(3), (float("nan"), float("inf"))):
+        if which == 1 and bad == float("inf"):
+            continue  # an infinite key may well weigh nothing
+        parts = [chance(1, 40, 2 * d, seed=s) for s in range(3)]
+        parts[which][0, 5, 3] = bad  # of the first head's
+        out, _ = kernels.attend(*parts, 2, 0.3)
+        rows = out[0, 5:6, :d] if which == 0 else out[0, :, :d]
+        assert not rows.isfinite().any(dim=-1).any() if which < 2 else not rows[:, 3].isfinite().any()
+        assert out[0, :, d:].isfinite().all()
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -176,12 +204,17 @@ def learnt(unet: UNet2DConditionModel, exact: bool = False, context: bool = Fals
     return [x for x in found if x is not None]
 
 
-@pytest.mark.parametrize("way", ["as it is", "wide heads", "inner width in pieces", "without tiles", "all as products"])
+WAYS = ["as it is", "wide heads", "inner width at once", "inner width in pieces", "without tiles", "all as products"]
+
+
+@pytest.mark.parametrize("way", WAYS)
 def test_a_unet_is_as_near_to_the_truth_as_diffusers(tiny_base: Path, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
     if way == "wide heads":
         monkeypatch.setattr(kernels, "attends", lambda width: False)
     if way == "inner width in pieces":
         monkeypatch.setattr(feedforward, "MUCH", 0)
+    if way in ("inner width in pieces", "inner width at once"):
+        monkeypatch.setattr(products, "CACHED", 0)
     if way in ("without tiles", "all as products"):
         monkeypatch.setattr(kernels, "tiles", lambda: None)
     if way == "all as products":

@@ -40,7 +40,9 @@ def test_linear_there_and_back(monkeypatch: pytest.MonkeyPatch, rows: int, width
 
 
 SIZES = [(2, 32, 5, 7, 64), (1, 64, 16, 16, 32), (3, 160, 4, 4, 96), (1, 288, 3, 3, 40), (5, 4, 8, 8, 64), (2, 64, 8, 6, 3)]
-SIZES += [(1, 32, 34, 32, 32), (9, 32, 2, 8, 300)]  # over the blocks that are worked on at once
+SIZES += [(1, 32, 34, 32, 32), (9, 32, 2, 8, 300), (5, 64, 16, 16, 64)]  # over the blocks that are worked on at once
+SIZES += [(2, 40, 3, 48, 32), (2, 64, 6, 8, 32), (4, 96, 3, 4, 64), (8, 32, 3, 2, 32), (16, 32, 5, 1, 8)]  # woven together, or
+SIZES += [(3, 32, 4, 8, 32), (1, 32, 4, 12, 32)]  # not, but laid out
 
 
 @pytest.mark.skipif(not kernels.tiles(), reason="no tiles here")
@@ -74,6 +76,68 @@ def test_by_tiles_the_number_of_threads_and_the_kind_of_weights_change_no_bit() 
         assert all(torch.equal(a, b) for a, b in zip(found[0], others, strict=True))
 
 
+GATES = [(96, 64, 256), (33, 32, 64), (1, 96, 32), (700, 160, 640), (2049, 32, 128), (0, 64, 256)]
+
+
+def gated(x: Tensor, into: Tensor, first: Tensor, out: Tensor) -> Tensor:
+    value, gate = (x @ into.T + first).chunk(2, dim=-1)
+    return (value * functional.gelu(gate)) @ out.T
+
+
+@pytest.mark.skipif(not kernels.tiles(), reason="no tiles here")
+@pytest.mark.parametrize("spread", [1.0, 30.0], ids=["gates ajar", "open or shut"])
+@pytest.mark.parametrize("rows, width, inner", GATES)
+def test_gated_layers_there_and_back(rows: int, width: int, inner: int, spread: float) -> None:
+    x, up, beside = chance(2, rows, width), chance(2, rows, width, seed=1), chance(2, rows, width, seed=2)
+    into = (spread * width**-0.5 * chance(2 * inner, width, seed=3).float()).bfloat16()
+    first, out, last = chance(2 * inner, seed=4).float(), chance(width, inner, seed=5), chance(width, seed=6).float()
+    exact = [t.double().requires_grad_() for t in (x, into, first, out)]
+    y = gated(*exact)
+    y.backward(up.double())
+    for dtype in BOTH:
+        by = into.to(dtype), out.to(dtype)
+        assert products.gates(x, by[0])
+        near(products.gated(x, by[0], first, by[1], last, beside), (y + last.double() + beside.double()).detach())
+        found = products.gated_back(up, x, by[0], first, by[1], dtype)
+        assert [t.dtype for t in found] == [torch.bfloat16, dtype, torch.float32, dtype]
+        for mine, its in zip(found, exact, strict=True):
+            near(mine, its.grad)
+
+
+@pytest.mark.skipif(not kernels.tiles(), reason="no tiles here")
+def test_a_gate_is_as_exact_as_it_says() -> None:
+    """One inner number at a time: nothing averages errors out."""
+    gates = torch.linspace(-9, 9, 4096).bfloat16()
+    x, into, first, out = torch.zeros(len(gates), 32).bfloat16(), torch.zeros(64, 32), torch.zeros(64), torch.zeros(32, 32)
+    x[:, 0], into[32, 0], first[0], out[0, 0] = gates, 1, 1, 1
+    into, out, none = into.bfloat16(), out.bfloat16(), torch.zeros_like(x)
+    up = torch.zeros_like(x)
+    up[:, 0] = 1
+    at = gates.double().requires_grad_()
+    exact = functional.gelu(at)
+    exact.sum().backward()
+    seen = products.gated(x, into, first, out, torch.zeros(32), none)[:, 0].double()
+    assert ((seen - exact).abs() <= 2**-8 * exact.abs() + 1e-5 * at.abs()).all()
+    back = products.gated_back(up, x, into, first, out, torch.float32)[0][:, 0].double()
+    assert ((back - at.grad).abs() <= 2**-7 * at.grad.abs() + 1e-4).all()
+
+
+@pytest.mark.skipif(not kernels.tiles(), reason="no tiles here")
+def test_the_number_of_threads_changes_no_bit_of_a_gated_layer() -> None:
+    found, x, into, out = [], chance(1500, 96), chance(768, 96, seed=1), chance(96, 384, seed=2)
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        y = products.gated(x, into, torch.zeros(768), out, torch.zeros(96), x)
+        found.append([y, *products.gated_back(y, x, into, torch.zeros(768), out, torch.float32)])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.skipif(not kernels.tiles(), reason="no tiles here")
+def test_gated_layers_too_wide_for_the_cache_or_for_tiles_go_as_before() -> None:
+    for width, inner in ((320, 1280), (40, 160), (64, 80)):
+        assert not products.gates(chance(2, width), chance(2 * inner, width))
+
+
 @pytest.mark.skipif(not kernels.tiles(), reason="no tiles here")
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_by_tiles_a_number_that_is_none_stays_none(bad: float) -> None:
@@ -81,6 +145,10 @@ def test_by_tiles_a_number_that_is_none_stays_none(bad: float) -> None:
     x[7, 9] = bad
     assert not products.linear(x, weight)[7].isfinite().any() and products.linear(x, weight)[:7].isfinite().all()
     assert not products.outer(chance(40, 48), x)[:, 9].isfinite().any()
+    into, out, none = chance(64, 64, seed=2), chance(64, 32, seed=3), torch.zeros(64)
+    seen = products.gated(x, into, none, out, none, chance(40, 64))
+    assert not seen[7].isfinite().any() and seen[:7].isfinite().all()
+    assert not products.gated_back(chance(40, 64), x, into, none, out, torch.float32)[3].isfinite().any()
 
 
 @pytest.mark.parametrize("rows", [2047, 2048, 2049, 4097, 8193])

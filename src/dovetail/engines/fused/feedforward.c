@@ -364,6 +364,12 @@ void tile_gated_back(const bf16 *dy, const bf16 *x, const void *into, const floa
                      void *to_into, float *to_first, void *to_out, long rows, long width, long inner, int single, int wanted) {
     struct layer l = {x, into, out, first, rows, width, inner, single};
     struct weights by;
+    if (!rows) {
+        memset(to_into, 0, 2 * inner * width * (wanted ? 4 : 2));
+        memset(to_out, 0, inner * width * (wanted ? 4 : 2));
+        memset(to_first, 0, 2 * inner * sizeof(float));
+        return;
+    }
     bf16 *weights = room_for_weights(&l, &by);
     long steps = width / 32, deep = inner / 32, blocks = (rows + 31) / 32, parts = blocks / FEWEST, all = sums_of(&l);
     long slab = SLAB / width / 32;

@@ -103,7 +103,12 @@ def gated_back(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, of `into` and `out` (bf16 numbers as `dtype`) and of `first` (float32) between them."""
     width, inner = out.shape
-    found = torch.empty_like(x), torch.empty(into.shape, dtype=dtype), torch.empty(2 * inner), torch.empty(out.shape, dtype=dtype)
+    found = (
+        torch.empty_like(x),
+        torch.empty(into.shape, dtype=dtype),
+        torch.empty(2 * inner),
+        torch.empty(out.shape, dtype=dtype),
+    )
     told = kernels.at(gradient, x, into, first.float(), out, *found)
     kernels.tiles().tile_gated_back(*told, x.numel() // width, width, inner, _single(into), dtype == torch.float32)
     return found
