@@ -16,8 +16,7 @@
 #define WIDE __attribute__((aligned(64)))
 #define SLAB 16384 /* numbers of a matrix */
 #define PANEL 8 /* blocks of rows whose products are added up at once */
-#define PARTS 8 /* of all rows, at most, */
-#define FEWEST 16 /* blocks in each at least */
+#define PARTS 8 /* of all rows, at most */
 
 struct layer {
     const bf16 *x;
@@ -263,6 +262,9 @@ struct way_back { /* what a thread has at hand */
     long slab; /* blocks of inner numbers that are worked off for all of a part's rows, so that the cache holds what they take */
 };
 
+/* Parts of so many blocks of rows: of 16, or two where there are fewer. */
+static long parts_of(long blocks) { return blocks < 4 ? 1 : blocks < 32 ? 2 : blocks < 16 * PARTS ? blocks / 16 : PARTS; }
+
 static long sums_of(const struct layer *l) { return 3 * l->width * l->inner + 2 * l->inner; }
 
 static bf16 *room_to_go_back(struct way_back *w, long most) {
@@ -291,9 +293,9 @@ static void block_back(const struct way_back *w, long block, long at, long from,
     for (long j = from; j <= until; j++) { /* while these are multiplied, those before are gated */
         float (*now)[1024] = sums[j % 2], (*before)[1024] = sums[1 - j % 2];
         const bf16 *right = w->by->wide + 2 * j * steps * PAIR;
-        long last = j - 1 - from;
-        bf16 *left = w->slopes + 2 * last * PAIR, *over = w->slopes_over + 3 * last * many + at * PAIR;
-        struct slopes to = {left, left + PAIR, over, over + many, over + 2 * many, by + 32 * (j - 1), by + l->inner + 32 * (j - 1)};
+        long gone = j > from ? j - 1 : from;
+        bf16 *left = w->slopes + 2 * (gone - from) * PAIR, *over = w->slopes_over + 3 * (gone - from) * many + at * PAIR;
+        struct slopes to = {left, left + PAIR, over, over + many, over + 2 * many, by + 32 * gone, by + l->inner + 32 * gone};
         if (j < until) times(w->lefts, right, steps, now[0], l->first + 32 * j, 0);
         if (j > from) gate_back(before, 0, &to);
         if (j < until) times(w->lefts, right + steps * PAIR, steps, now[1], l->first + l->inner + 32 * j, 0);
@@ -371,9 +373,8 @@ void tile_gated_back(const bf16 *dy, const bf16 *x, const void *into, const floa
         return;
     }
     bf16 *weights = room_for_weights(&l, &by);
-    long steps = width / 32, deep = inner / 32, blocks = (rows + 31) / 32, parts = blocks / FEWEST, all = sums_of(&l);
+    long steps = width / 32, deep = inner / 32, blocks = (rows + 31) / 32, parts = parts_of(blocks), all = sums_of(&l);
     long slab = SLAB / width / 32;
-    parts = parts < 1 ? 1 : parts > PARTS ? PARTS : parts;
     slab = slab < 4 ? 4 : slab > deep ? deep : slab;
     float *sums = aligned_alloc(64, parts * all * sizeof(float));
     functions();

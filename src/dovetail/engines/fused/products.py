@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from dovetail.engines.fused import kernels
 
-CACHED = 1 << 17  # numbers of a gated layer's second matrix, at most: two and a half times as many are at hand in its way back
+CACHED = 1 << 18  # numbers of a gated layer's second matrix, up to which the cache has what its way back wants
 WIDEST = 1 << 16  # numbers of a row, at most: the sources have room for its zeros
 
 
@@ -85,9 +85,13 @@ def conv_outer(gradient: Tensor, x: Tensor, stride: int, dtype: torch.dtype) -> 
 
 
 def gates(x: Tensor, into: Tensor) -> bool:
-    """Whether there are tiles for a gated layer as a whole: of tokens (..., width) by `into` (2 inner, width)."""
+    """Whether a gated layer is best done as a whole, of tokens (..., width) by `into` (2 inner, width).
+
+    It takes tiles, and the time to lay out weights, which few tokens do not pay back.
+    """
     inner, width = len(into) // 2, into.shape[1]
-    return _tiled(x, width) and width % 32 == 0 and inner % 32 == 0 and width * inner <= CACHED
+    fits = width % 32 == 0 and inner % 32 == 0 and width * inner <= CACHED
+    return fits and _tiled(x, width) and 2 * x.numel() >= 3 * width**2
 
 
 def gated(x: Tensor, into: Tensor, first: Tensor, out: Tensor, last: Tensor, beside: Tensor) -> Tensor:
