@@ -41,8 +41,9 @@ def test_linear_there_and_back(monkeypatch: pytest.MonkeyPatch, rows: int, width
 
 SIZES = [(2, 32, 5, 7, 64), (1, 64, 16, 16, 32), (3, 160, 4, 4, 96), (1, 288, 3, 3, 40), (5, 4, 8, 8, 64), (2, 64, 8, 6, 3)]
 SIZES += [(1, 32, 34, 32, 32), (9, 32, 2, 8, 300), (5, 64, 16, 16, 64)]  # over the blocks that are worked on at once
-SIZES += [(2, 40, 3, 48, 32), (2, 64, 6, 8, 32), (4, 96, 3, 4, 64), (8, 32, 3, 2, 32), (16, 32, 5, 1, 8)]  # woven together, or
-SIZES += [(3, 32, 4, 8, 32), (1, 32, 4, 12, 32)]  # not, but laid out
+SIZES += [(2, 40, 3, 48, 32), (2, 64, 6, 8, 32), (4, 96, 3, 4, 64), (8, 32, 3, 2, 32), (16, 32, 5, 1, 8)]  # woven together,
+SIZES += [(4, 96, 16, 16, 40), (4, 40, 6, 8, 64), (8, 32, 35, 4, 32), (32, 64, 1, 1, 32)]  # in pairs, too,
+SIZES += [(3, 32, 4, 8, 32), (1, 32, 4, 12, 32)]  # or not, but laid out
 
 
 @pytest.mark.skipif(not kernels.tiles(), reason="no tiles here")

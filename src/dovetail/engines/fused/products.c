@@ -43,6 +43,7 @@ struct side {
     long c; /* channels of a picture, or of weights (.., c, 3, 3) */
     /* a picture's, of the places that see it (or how many rows weights have), and how far apart they are */
     long height, width, rows, columns, stride, spread;
+    long woven; /* pairs of pictures whose places are the inner side in turn, if any */
     int single; /* float32 */
 };
 
@@ -108,6 +109,17 @@ static inline void rows_of(const struct side *s, long first, long count, const c
     long step = s->step * (s->single ? 4 : 2);
     const char *at = (const char *)s->at + first * step;
     for (long i = 0; i < 32; i++) row[i] = i < count ? at + i * step : nothing;
+}
+
+/* The same where they are places of woven pairs of pictures: two pictures' place by place. */
+static inline void rows_woven(const struct side *s, long first, const char *row[32]) {
+    long width = s->columns * s->woven, whole = s->rows * width, group = first / 2 / whole, rest = first / 2 % whole;
+    for (long i = 0; i < 16; i++) {
+        long at = rest % width + i, picture = 2 * (group * s->woven + at % s->woven);
+        long place = (picture * s->rows + rest / width) * s->columns + at / s->woven;
+        row[2 * i] = (const char *)s->at + 2 * place * s->step;
+        row[2 * i + 1] = row[2 * i] + 2 * s->rows * s->columns * s->step;
+    }
 }
 
 /* Have 32 rows that come next brought nearer. */
@@ -229,9 +241,10 @@ static void packed_across(const struct side *s, long first, long end, long from,
     long steps = (last - from + 31) / 32;
     const char *row[32];
     for (long k = from; k < last; k += 32, to += PAIR) {
-        rows_of(s, k, last - k, row);
+        if (s->woven) rows_woven(s, k, row);
+        else rows_of(s, k, last - k, row);
         for (long i = first; i < end; i += 32) {
-            soon(s, k + 32, i);
+            if (!s->woven) soon(s, k + 32, i);
             columns_left(row, 2 * i, first_of(s->outer - i), 0, to + (i - first) / 32 * steps * PAIR);
         }
     }
@@ -378,6 +391,36 @@ static void weave(const struct side *s, const struct laid *l, long channel, long
     }
 }
 
+/* The same of pairs of pictures: (32 channels each, half of the channels, places, 16 pairs of numbers), rows of right tiles. */
+static void weave_pairs(const struct side *s, const struct laid *l, long channel, long channels, bf16 *to) {
+    const __m512i none = _mm512_setzero_si512();
+    long woven = l->woven, row_of = (s->columns + 1) * woven, all = s->height + 1, half = l->places * 32;
+    for (long k = channel; k < channel + channels; k += 32, to += half) {
+        __mmask32 there = first_of(s->c - k);
+        for (long row = l->base; row < l->base + l->places / row_of; row++, to += row_of * 32)
+            for (long i = 0; i < woven; i++) {
+                const bf16 *from = row % all ? laid_row(s, 2 * (row / all * woven + i) * all + row % all) : 0;
+                const bf16 *other = from + s->height * s->width * s->step;
+                bf16 *at = to + i * 32;
+                _mm512_store_si512(at, none);
+                _mm512_store_si512(at + half, none);
+                for (long j = 0; j < s->columns; j++) {
+                    __m512i low = none, high = none;
+                    at += woven * 32;
+                    if (from)
+                        pair_up(_mm512_maskz_loadu_epi16(there, from + j * s->step + k),
+                                _mm512_maskz_loadu_epi16(there, other + j * s->step + k), &low, &high);
+                    _mm512_store_si512(at, low);
+                    _mm512_store_si512(at + half, high);
+                }
+            }
+        for (long i = 0; i < woven; i++, to += 32) {
+            _mm512_store_si512(to, none);
+            _mm512_store_si512(to + half, none);
+        }
+    }
+}
+
 /* (32 channels each, tap's column, places, 32): rows of left tiles. */
 static void lay_out(const struct side *s, const struct laid *l, long channel, long channels, bf16 *to) {
     const __m512i none = _mm512_setzero_si512();
@@ -484,10 +527,27 @@ static long weaves(const struct side *s) {
     return lies_well(s, 16) ? 0 : -1;
 }
 
+/* How many pairs of pictures are woven together where their places are the inner side; none if they cannot be. */
+static long pairs_to_weave(const struct side *s, long pictures) {
+    long each = s->columns % 16 == 0 ? 1 : 16 % s->columns == 0 ? 16 / s->columns : 0;
+    return s->stride == 1 && each && pictures % (2 * each) == 0 ? each : 0;
+}
+
 /* The right tiles of the inner side from `from` to `last`, each block's one after the other. */
 static void rights_of(const struct block *b, long from, long last, bf16 *room, struct tiles *tiles) {
     const struct side *s = b->right;
     long steps = (last - from + 31) / 32, blocks = (b->columns - b->column + 31) / 32;
+    if (s->woven) {
+        struct laid l = rows_seen(s, from / 2, last / 2, s->woven);
+        weave_pairs(s, &l, b->column / TAPS, blocks / TAPS * 32, room);
+        for (long k = 0; k < steps; k++)
+            for (long j = 0; j < blocks; j++) {
+                long tap = j % TAPS, half = l.places * 32, down = (tap / 3 - 1) * (s->columns + 1), right = tap % 3 - 1;
+                const bf16 *at = room + j / TAPS * 2 * half + (laid_at(s, &l, from / 2 + 16 * k) + (down + right) * s->woven) * 32;
+                tiles[j * steps + k] = (struct tiles){at, at + half};
+            }
+        return;
+    }
     if (s->kind == SEEN_ACROSS && lies_well(s, 32)) {
         struct laid l = rows_seen(s, from, last, 0);
         lay_out_pairs(s, &l, b->column / TAPS, blocks / TAPS * 32, room);
@@ -562,9 +622,12 @@ static void job(const struct block *b) {
     long inner = b->end, depth = b->depth, stays = b->sums != 0;
     long several = inner - b->begin > depth || b->result->kernel || stays, each = several ? blocks * 1024 : 0, most = (depth + 31) / 32;
     int across = b->right->kind == SEEN_ACROSS && lies_well(b->right, 32), turned = b->left->kind == ACROSS;
-    struct laid seen = across ? rows_seen(b->right, 0, depth < inner ? depth : inner, 0) : (struct laid){0, 0, 0};
+    long some = depth < inner ? depth : inner, pairs = b->right->woven;
+    struct laid seen = {0, 0, 0};
+    if (across || pairs) seen = rows_seen(b->right, 0, pairs ? some / 2 : some, pairs);
     long left = depth * 32 * (turned ? tall : 1), right = b->packed ? 0 : depth * 32 * blocks;
     if (across) right = blocks / TAPS * 96 * (seen.places + 3 * b->right->width); /* more, should others begin within a row */
+    if (pairs) right = blocks / TAPS * 64 * (seen.places + 3 * (b->right->width + 1) * pairs);
     long sum = stays ? 0 : several ? tall * each : 2048, bytes = 2 * (left + right) + 4 * sum + sizeof(struct tiles) * most * (blocks + 1);
     bf16 *room = (bf16 *)room_of(bytes);
     float *sums = (float *)(room + left + right), *before = 0;
@@ -764,8 +827,16 @@ void tile_conv_back(const bf16 *y, const void *w, bf16 *x, long b, long height, 
 void tile_conv_outer(const bf16 *y, const bf16 *x, void *w, long b, long height, long width, long in, long out, long stride,
                      int single) {
     struct side right = picture(x, b, height, width, in, stride);
-    struct side left = {.at = y, .kind = ACROSS, .step = out, .outer = out, .inner = right.outer};
-    right.kind = SEEN_ACROSS, right.inner = right.outer, right.outer = TAPS * rounded(in);
+    long woven = pairs_to_weave(&right, b);
+    struct side left = {.at = y,
+                        .kind = ACROSS,
+                        .step = out,
+                        .outer = out,
+                        .inner = right.outer,
+                        .rows = right.rows,
+                        .columns = right.columns,
+                        .woven = woven};
+    right.woven = woven, right.kind = SEEN_ACROSS, right.inner = right.outer, right.outer = TAPS * rounded(in);
     struct result r = {.at = w, .step = TAPS * in, .kernel = 1, .single = single};
     multiply(&left, &right, &r);
 }
