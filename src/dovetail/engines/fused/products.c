@@ -13,12 +13,12 @@
 #define ACROSS_DEPTH 256 /* of one that is turned over; */
 #define CHANNELS 64 /* of a convolution's, nine times each */
 #define WIDEST (1 << 18) /* bytes of a row */
-#define TALL 512 /* rows that a thread takes at most at a time */
+#define TALL 1024 /* rows that a thread takes at most at a time, of places half as many */
 #define BROAD 256 /* columns */
 #define TAPS 9
 #define PARTS 4   /* of a long inner side that is turned over, at most, */
 #define LONG 1024 /* numbers of each at least */
-#define SHARED (1 << 21) /* bytes of weights that are packed once for all blocks of rows */
+#define SHARED (1 << 25) /* bytes of weights that are packed once for all blocks of rows */
 #define SOON 8 /* rows of weights that are brought nearer before their turn */
 
 #ifdef _OPENMP
@@ -567,7 +567,7 @@ static void rights_of(const struct block *b, long from, long last, bf16 *room, s
 /* Weights as right tiles (inner / depth, columns / 32, depth / 32, PAIR), if several blocks of rows want them. */
 static bf16 *packed_once(const struct side *s, long down) {
     long bytes = rounded(s->inner) * rounded(s->outer) * 2;
-    return down > 1 && (s->kind == KERNEL || s->kind == KERNEL_BACK) && bytes <= SHARED ? aligned_alloc(64, bytes) : 0;
+    return down > 1 && bytes <= SHARED && (s->kind == KERNEL || s->kind == KERNEL_BACK) ? aligned_alloc(64, bytes) : 0;
 }
 
 /* The left ones of 32 rows from `row` on. */
@@ -694,16 +694,16 @@ static void together(const struct block *b, long parts, long step, long i) {
 static void multiply(const struct side *left, const struct side *right, const struct result *r) {
     long rows = left->outer, columns = right->outer, inner = left->inner, threads = omp_get_max_threads();
     if (!rows || !columns) return;
-    long unit = r->kernel ? 32 * TAPS : 32, most = r->kernel ? 2 * unit : BROAD, depth = DEPTH, parts = 1;
+    long unit = r->kernel ? 32 * TAPS : 32, most = r->kernel ? 2 * unit : BROAD, most_rows = TALL, depth = DEPTH, parts = 1;
     static const int lefts[] = {1, 4, 1, 0, 0, 0}, rights[] = {4, 1, 0, 1, 10, 10}; /* what it takes to pack them, by kind */
     int by_rows = rows * lefts[left->kind] >= columns * rights[right->kind];
-    if (left->kind == SEEN) depth = TAPS * CHANNELS;
+    if (left->kind == SEEN) depth = TAPS * CHANNELS, most_rows = TALL / 2;
     if (left->kind == ACROSS) {
         depth = ACROSS_DEPTH;
         while (parts < PARTS && inner >= 2 * parts * LONG) parts *= 2; /* by nothing else: the same sums on any machine */
     }
     if (depth > inner) depth = (inner + 31) / 32 * 32;
-    long tall = split(rows, TALL, 32, threads, by_rows && parts == 1);
+    long tall = split(rows, most_rows, 32, threads, by_rows && parts == 1);
     if (parts > 1) most *= 2;
     long broad = split(columns, most, unit, threads, !by_rows && parts == 1);
     long down = (rows + tall - 1) / tall, across = (columns + broad - 1) / broad, units = down * across;
