@@ -6,46 +6,23 @@
 
 #include <stdlib.h>
 
-#include "tiles.h"
+#include "pictures.h"
 
 #if defined(__AVX512BF16__) && defined(__AMX_BF16__)
 #define DEPTH 1280 /* numbers of the inner side that are packed at a time; */
 #define ACROSS_DEPTH 256 /* of one that is turned over; */
 #define CHANNELS 64 /* of a convolution's, nine times each */
-#define WIDEST (1 << 18) /* bytes of a row */
 #define TALL 1024 /* rows that a thread takes at most at a time, of places half as many */
 #define BROAD 256 /* columns */
-#define TAPS 9
 #define PARTS 4   /* of a long inner side that is turned over, at most, */
 #define LONG 1024 /* numbers of each at least */
 #define SHARED (1 << 25) /* bytes of weights that are packed once for all blocks of rows */
-#define SOON 8 /* rows of weights that are brought nearer before their turn */
 
 #ifdef _OPENMP
 int omp_get_max_threads(void);
 #else
 static int omp_get_max_threads(void) { return 1; }
 #endif
-
-enum kind {
-    ALONG, /* (outer, inner): the inner side lies together */
-    ACROSS, /* (inner, outer) */
-    SEEN, /* what places see of a picture: outer are places, inner 9 x c */
-    SEEN_ACROSS, /* the same turned over: outer are 9 x c, 32 channels' nine together, inner are places */
-    KERNEL, /* weights (outer, c, 3, 3), inner 9 x c */
-    KERNEL_BACK /* weights (outer of the way there, outer, 3, 3), turned round, inner 9 x the former */
-};
-
-struct side {
-    const void *at;
-    enum kind kind;
-    long step, outer, inner; /* numbers from row to row; how many of them, 32 for what is left of a tap's */
-    long c; /* channels of a picture, or of weights (.., c, 3, 3) */
-    /* a picture's, of the places that see it (or how many rows weights have), and how far apart they are */
-    long height, width, rows, columns, stride, spread;
-    long woven; /* pairs of pictures whose places are the inner side in turn, if any */
-    int single; /* float32 */
-};
 
 struct result {
     void *at;
@@ -56,248 +33,15 @@ struct result {
     long woven, height, width;  /* pictures, if a row's places come in turn from several, and their sides */
 };
 
-/* Rows of pictures that are laid out so that what 16 places see is one tile, whatever the tap. Where a row has 16 places, or several
- * pictures' have that are woven together, they lie once, with a place of zeros between rows; else thrice, a column apart. */
-struct laid {
-    long base, places; /* the first row, counted with one of zeros before each picture and after the last; places of all */
-    long woven;        /* pictures; none if the rows lie thrice */
-};
-
-static __m512i spread_words[TAPS][5], gather_words[TAPS][5]; /* see `words` */
-static __mmask32 spread_masks[TAPS][5], gather_masks[TAPS][5];
-
-/* 32 channels' nine weights, 288 numbers: from nine together for a channel to a channel's after each other (`spread`), and back. */
-static void words(void) {
-    static int known = 0;
-    if (known) return;
-    for (int to = 0; to < TAPS; to++)
-        for (int pair = 0; pair < 5; pair++) {
-            uint16_t apart[32], together[32];
-            __mmask32 first = 0, second = 0;
-            for (int lane = 0; lane < 32; lane++) {
-                int word = lane * TAPS + to, place = to * 32 + lane, from = place % TAPS * 32 + place / TAPS;
-                apart[lane] = word % 64, together[lane] = from % 64;
-                if (word / 64 == pair) first |= 1u << lane;
-                if (from / 64 == pair) second |= 1u << lane;
-            }
-            spread_words[to][pair] = _mm512_loadu_si512(apart), gather_words[to][pair] = _mm512_loadu_si512(together);
-            spread_masks[to][pair] = first, gather_masks[to][pair] = second;
-        }
-    known = 1;
-}
-
-static inline void moved(const __m512i from[TAPS + 1], __m512i to[TAPS], const __m512i table[TAPS][5],
-                         const __mmask32 masks[TAPS][5]) {
-#pragma GCC unroll 9
-    for (int tap = 0; tap < TAPS; tap++) {
-        __m512i found = _mm512_setzero_si512();
-#pragma GCC unroll 5
-        for (int pair = 0; pair < 5; pair++) {
-            __m512i some = _mm512_permutex2var_epi16(from[2 * pair], table[tap][pair], from[2 * pair + 1]);
-            found = _mm512_mask_mov_epi16(found, masks[tap][pair], some);
-        }
-        to[tap] = found;
-    }
-}
-
-static long rounded(long c) { return (c + 31) / 32 * 32; }
-
-static const char nothing[WIDEST] __attribute__((aligned(64))) = {0}; /* a row of zeros */
-
-/* Where 32 rows of a matrix begin. */
-static inline void rows_of(const struct side *s, long first, long count, const char *row[32]) {
-    long step = s->step * (s->single ? 4 : 2);
-    const char *at = (const char *)s->at + first * step;
-    for (long i = 0; i < 32; i++) row[i] = i < count ? at + i * step : nothing;
-}
-
-/* The same where they are places of woven pairs of pictures: two pictures' place by place. */
-static inline void rows_woven(const struct side *s, long first, const char *row[32]) {
-    long width = s->columns * s->woven, whole = s->rows * width, group = first / 2 / whole, rest = first / 2 % whole;
-    for (long i = 0; i < 16; i++) {
-        long at = rest % width + i, picture = 2 * (group * s->woven + at % s->woven);
-        long place = (picture * s->rows + rest / width) * s->columns + at / s->woven;
-        row[2 * i] = (const char *)s->at + 2 * place * s->step;
-        row[2 * i + 1] = row[2 * i] + 2 * s->rows * s->columns * s->step;
-    }
-}
-
-/* Have 32 rows that come next brought nearer. */
-static inline void soon(const struct side *s, long first, long at) {
-    long each = s->single ? 4 : 2;
-    for (long i = first; i < first + 32 && i < (s->kind == ACROSS ? s->inner : s->outer); i++)
-        _mm_prefetch((const char *)s->at + (i * s->step + at) * each, _MM_HINT_T0);
-}
-
-struct places { /* 32 of a convolution: which picture, row and column */
-    int32_t n[32], i[32], j[32];
-};
-
-static inline void places_of(const struct side *s, long first, long count, struct places *p) {
-    int n = (int)(first / (s->rows * s->columns)), rest = (int)(first % (s->rows * s->columns));
-    int i = rest / (int)s->columns, j = rest % (int)s->columns;
-    for (int at = 0; at < 32; at++) {
-        p->n[at] = n, p->i[at] = at < count ? i * (int)s->stride : -9, p->j[at] = j * (int)s->stride;
-        if (++j == s->columns) {
-            j = 0;
-            if (++i == s->rows) i = 0, n++;
-        }
-    }
-}
-
-/* Where the places find what they see through `tap`. */
-static inline void seen_by(const struct side *s, const struct places *p, int tap, const char *row[32]) {
-    __m512i height = _mm512_set1_epi32((int)s->height), width = _mm512_set1_epi32((int)s->width);
-    for (int half = 0; half < 32; half += 16) {
-        __m512i i = _mm512_add_epi32(_mm512_loadu_si512(p->i + half), _mm512_set1_epi32(tap / 3 - 1));
-        __m512i j = _mm512_add_epi32(_mm512_loadu_si512(p->j + half), _mm512_set1_epi32(tap % 3 - 1));
-        __mmask16 there = 0xffff;
-        if (s->spread == 2) {
-            there = _mm512_testn_epi32_mask(_mm512_or_si512(i, j), _mm512_set1_epi32(1));
-            i = _mm512_srai_epi32(i, 1), j = _mm512_srai_epi32(j, 1);
-        }
-        there &= _mm512_cmplt_epu32_mask(i, height) & _mm512_cmplt_epu32_mask(j, width);
-        __m512i place = _mm512_add_epi32(_mm512_mullo_epi32(_mm512_loadu_si512(p->n + half), height), i);
-        place = _mm512_add_epi32(_mm512_mullo_epi32(place, width), j);
-        for (int part = 0; part < 2; part++) {
-            __m512i at = _mm512_cvtepi32_epi64(part ? _mm512_extracti64x4_epi64(place, 1) : _mm512_castsi512_si256(place));
-            at = _mm512_add_epi64(_mm512_mullo_epi64(at, _mm512_set1_epi64(2 * s->step)), _mm512_set1_epi64((long long)s->at));
-            at = _mm512_mask_mov_epi64(_mm512_set1_epi64((long long)nothing), (__mmask8)(there >> 8 * part), at);
-            _mm512_storeu_si512(row + half + 8 * part, at);
-        }
-    }
-}
-
-/* Weights of 32 channels: nine tiles' rows of (outer) row `o`. */
-static inline void taps_of(const struct side *s, long o, long channel, __m512i to[TAPS]) {
-    __m512i from[TAPS + 1];
-    int each = s->single ? 4 : 2;
-    long there = o < s->rows ? (s->c - channel) * TAPS : 0;
-    const char *at = (const char *)s->at + (o * s->step + channel * TAPS) * each;
-    for (int i = 0; i < TAPS; i++) from[i] = numbers(at + 32 * i * each, first_of(there - 32 * i), s->single);
-    from[TAPS] = _mm512_setzero_si512();
-    moved(from, to, spread_words, spread_masks);
-}
-
-/* Have those of another row brought nearer. */
-static inline void taps_soon(const struct side *s, long o, long channel) {
-    int each = s->single ? 4 : 2;
-    const char *at = (const char *)s->at + (o * s->step + channel * TAPS) * each;
-    for (long i = 0; o < s->rows && i < 32 * TAPS * each; i += 64) _mm_prefetch(at + i, _MM_HINT_T0);
-}
-
-/* All nine taps' right tiles for 32 numbers of the inner side; from a tap's to the next one's are `to_tap` numbers. */
-static void kernel_right(const struct side *s, long first, long channel, long to_tap, bf16 *to) {
-    __m512i kept[TAPS][16];
-    for (int part = 0; part < 2; part++) {
-        for (long i = 0; i < 16; i++) {
-            __m512i taps[TAPS];
-            taps_soon(s, first + part * 16 + i + SOON, channel);
-            taps_of(s, first + part * 16 + i, channel, taps);
-            for (int tap = 0; tap < TAPS; tap++) kept[tap][i] = taps[tap];
-        }
-        for (int tap = 0; tap < TAPS; tap++) {
-            turn_over(kept[tap]);
-            stored(to + tap * to_tap + part * 512, kept[tap]);
-        }
-    }
-}
-
-static void kernel_back_right(const struct side *s, long first, long from, long to_tap, bf16 *to) {
-    for (long i = 0; i < 16; i++) {
-        __m512i one[TAPS], other[TAPS];
-        taps_soon(s, from + 2 * i + SOON, first);
-        taps_soon(s, from + 2 * i + SOON + 1, first);
-        taps_of(s, from + 2 * i, first, one);
-        taps_of(s, from + 2 * i + 1, first, other);
-        for (int tap = 0; tap < TAPS; tap++) {
-            bf16 *at = to + (TAPS - 1 - tap) * to_tap + 32 * i;
-            __m512i low, high;
-            pair_up(one[tap], other[tap], &low, &high);
-            _mm512_store_si512(at, low);
-            _mm512_store_si512(at + 512, high);
-        }
-    }
-}
-
-/* The inner side from `from` to `last`, packed: as left tiles of 32 rows from `first` on (inner / 32, 2 tiles), .. */
-static void packed_left(const struct side *s, long first, long from, long last, bf16 *to) {
-    const char *row[32];
-    if (s->kind == ALONG) {
-        rows_of(s, first, s->outer - first, row);
-        for (long k = from; k < last; k += 32, to += PAIR) rows_left(row, 2 * k, first_of(last - k), 0, to);
-    } else {
-        struct places p;
-        places_of(s, first, s->outer - first, &p);
-        for (int tap = 0; tap < TAPS; tap++) {
-            seen_by(s, &p, tap, row);
-            for (long k = from / TAPS; k < last / TAPS; k += 32, to += PAIR) rows_left(row, 2 * k, first_of(s->c - k), 0, to);
-        }
-    }
-}
-
-/* .. of all rows from `first` to `end` (block of 32 rows, inner / 32, 2 tiles), .. */
-static void packed_across(const struct side *s, long first, long end, long from, long last, bf16 *to) {
-    long steps = (last - from + 31) / 32;
-    const char *row[32];
-    for (long k = from; k < last; k += 32, to += PAIR) {
-        if (s->woven) rows_woven(s, k, row);
-        else rows_of(s, k, last - k, row);
-        for (long i = first; i < end; i += 32) {
-            if (!s->woven) soon(s, k + 32, i);
-            columns_left(row, 2 * i, first_of(s->outer - i), 0, to + (i - first) / 32 * steps * PAIR);
-        }
-    }
-}
-
-/* .. and as right tiles of columns `first` to `end` (block of 32 columns, inner / 32, 2 tiles). */
-static void packed_right(const struct side *s, long first, long end, long from, long last, bf16 *to) {
-    long steps = (last - from + 31) / 32, each = s->single ? 4 : 2;
-    const char *row[32];
-    if (s->kind == SEEN_ACROSS) {
-        for (long k = from; k < last; k += 32, to += PAIR) {
-            struct places p;
-            places_of(s, k, last - k, &p);
-            for (int tap = 0; tap < TAPS; tap++) {
-                seen_by(s, &p, tap, row);
-                for (long block = first / 32 + tap; block < end / 32; block += TAPS)
-                    columns_right(row, 2 * (block / TAPS * 32), first_of(s->c - block / TAPS * 32), 0,
-                                  to + (block - first / 32) * steps * PAIR);
-            }
-        }
-        return;
-    }
-    if (s->kind == ACROSS) {
-        for (long k = from; k < last; k += 32, to += PAIR) {
-            rows_of(s, k, last - k, row);
-            for (long column = first; column < end; column += BLOCK) {
-                soon(s, k + 32, column);
-                columns_right(row, each * column, first_of(s->outer - column), s->single,
-                              to + (column - first) / 32 * steps * PAIR);
-            }
-        }
-        return;
-    }
-    for (long column = first; column < end; column += BLOCK) {
-        if (s->kind == ALONG) {
-            rows_of(s, column, s->outer - column, row);
-            for (long k = from; k < last; k += 32, to += PAIR) rows_right(row, each * k, first_of(last - k), s->single, to);
-        } else {
-            long count = (last - from) / TAPS, tap = count / 32 * PAIR;
-            for (long k = 0; k < count; k += 32, to += PAIR)
-                if (s->kind == KERNEL) kernel_right(s, column, from / TAPS + k, tap, to);
-                else kernel_back_right(s, column, from / TAPS + k, tap, to);
-            to += (TAPS - 1) * tap;
-        }
-    }
-}
-
 /* Where 32 rows of sums go, from `row` on. */
 static inline void rows_to(const struct result *r, long row, long to[32]) {
-    for (long half = 0; half < 32; half += 16, row += 16) {
-        long whole = r->height * 16, top = row / (r->woven > 1 ? whole : 1) * r->woven * r->height + row % whole / 16;
-        for (long i = 0; i < 16; i++)
-            to[half + i] = r->woven > 1 ? (top + i % r->woven * r->height) * r->width + i / r->woven : row + i;
+    if (r->woven < 2) {
+        for (long i = 0; i < 32; i++) to[i] = row + i;
+        return;
+    }
+    for (long half = 0; half < 32; half += 16, row += 16) { /* 16 places are a row of so many pictures */
+        long top = row / (r->height * 16) * r->woven * r->height + row / 16 % r->height;
+        for (long i = 0; i < 16; i++) to[half + i] = (top + i % r->woven * r->height) * r->width + i / r->woven;
     }
 }
 
@@ -354,127 +98,6 @@ static void written_kernel(const struct result *r, const float *sums, long row, 
     }
 }
 
-/* Which rows of pictures the places `first` to `last` see, as they are laid out. */
-static struct laid rows_seen(const struct side *s, long first, long last, long woven) {
-    long width = s->columns * (woven ? woven : 1), whole = s->rows * width, all = s->height + 1;
-    long from = first / whole * all + first % whole / width, count = (last - 1) / whole * all + (last - 1) % whole / width + 3 - from;
-    return (struct laid){from, woven ? (count * (s->columns + 1) + 1) * woven : count * s->columns, woven};
-}
-
-static long laid_at(const struct side *s, const struct laid *l, long place) { /* where a place is among them */
-    long width = s->columns * (l->woven ? l->woven : 1), whole = s->rows * width, rest = place % whole;
-    long row = place / whole * (s->height + 1) + 1 - l->base + rest / width;
-    return l->woven ? (row * (s->columns + 1) + 1) * l->woven + rest % width : row * width + rest % width;
-}
-
-static const bf16 *laid_row(const struct side *s, long row) { /* of pictures; null of zeros */
-    long n = row / (s->height + 1), i = row % (s->height + 1);
-    return i ? (const bf16 *)s->at + (n * s->height + i - 1) * s->width * s->step : 0;
-}
-
-/* (32 channels each, places, 32): rows of left tiles. */
-static void weave(const struct side *s, const struct laid *l, long channel, long channels, bf16 *to) {
-    const __m512i none = _mm512_setzero_si512();
-    long woven = l->woven, row_of = (s->columns + 1) * woven, all = s->height + 1;
-    for (long k = channel; k < channel + channels; k += 32) {
-        __mmask32 there = first_of(s->c - k);
-        for (long row = l->base; row < l->base + l->places / row_of; row++, to += row_of * 32) {
-            for (long i = 0; i < woven; i++) {
-                const bf16 *from = row % all ? laid_row(s, (row / all * woven + i) * all + row % all) : 0;
-                _mm512_store_si512(to + i * 32, none);
-                for (long j = 0; j < s->columns; j++)
-                    _mm512_store_si512(to + ((j + 1) * woven + i) * 32,
-                                       from ? _mm512_maskz_loadu_epi16(there, from + j * s->step + k) : none);
-            }
-        }
-        for (long i = 0; i < woven; i++, to += 32) _mm512_store_si512(to, none);
-    }
-}
-
-/* The same of pairs of pictures: (32 channels each, half of the channels, places, 16 pairs of numbers), rows of right tiles. */
-static void weave_pairs(const struct side *s, const struct laid *l, long channel, long channels, bf16 *to) {
-    const __m512i none = _mm512_setzero_si512();
-    long woven = l->woven, row_of = (s->columns + 1) * woven, all = s->height + 1, half = l->places * 32;
-    for (long k = channel; k < channel + channels; k += 32, to += half) {
-        __mmask32 there = first_of(s->c - k);
-        for (long row = l->base; row < l->base + l->places / row_of; row++, to += row_of * 32)
-            for (long i = 0; i < woven; i++) {
-                const bf16 *from = row % all ? laid_row(s, 2 * (row / all * woven + i) * all + row % all) : 0;
-                const bf16 *other = from + s->height * s->width * s->step;
-                bf16 *at = to + i * 32;
-                _mm512_store_si512(at, none);
-                _mm512_store_si512(at + half, none);
-                for (long j = 0; j < s->columns; j++) {
-                    __m512i low = none, high = none;
-                    at += woven * 32;
-                    if (from)
-                        pair_up(_mm512_maskz_loadu_epi16(there, from + j * s->step + k),
-                                _mm512_maskz_loadu_epi16(there, other + j * s->step + k), &low, &high);
-                    _mm512_store_si512(at, low);
-                    _mm512_store_si512(at + half, high);
-                }
-            }
-        for (long i = 0; i < woven; i++, to += 32) {
-            _mm512_store_si512(to, none);
-            _mm512_store_si512(to + half, none);
-        }
-    }
-}
-
-/* (32 channels each, tap's column, places, 32): rows of left tiles. */
-static void lay_out(const struct side *s, const struct laid *l, long channel, long channels, bf16 *to) {
-    const __m512i none = _mm512_setzero_si512();
-    long width = s->width;
-    for (long k = channel; k < channel + channels; k += 32, to += 3 * l->places * 32) {
-        __mmask32 all = first_of(s->c - k);
-        for (long row = 0; row < l->places / width; row++) {
-            bf16 *left = to + row * width * 32, *middle = left + l->places * 32, *right = middle + l->places * 32;
-            const bf16 *from = laid_row(s, l->base + row);
-            for (long j = 0; j < width; j++) {
-                __m512i x = from ? _mm512_maskz_loadu_epi16(all, from + j * s->step + k) : none;
-                if (j + 1 < width) _mm512_store_si512(left + (j + 1) * 32, x);
-                _mm512_store_si512(middle + j * 32, x);
-                if (j) _mm512_store_si512(right + (j - 1) * 32, x);
-            }
-            _mm512_store_si512(left, none);
-            _mm512_store_si512(right + (width - 1) * 32, none);
-        }
-    }
-}
-
-/* How far from where a place is what it sees lies, for each step: (tap, 32 channels each). */
-static void offsets_of(const struct side *s, const struct laid *l, long channels, long *to) {
-    for (long tap = 0; tap < TAPS; tap++)
-        for (long k = 0; k < channels; k += 32) {
-            long down = tap / 3 - 1, right = tap % 3 - 1, at = k / 32 * l->places;
-            *to++ = 32 * (l->woven ? at + (down * (s->columns + 1) + right) * l->woven
-                                   : 3 * at + (right + 1) * l->places + down * s->width);
-        }
-}
-
-/* (32 channels each, tap's column, half of the channels, pairs of places, 16 pairs of numbers): rows of right tiles. */
-static void lay_out_pairs(const struct side *s, const struct laid *l, long channel, long channels, bf16 *to) {
-    long width = s->width, half = l->places * 16;
-    for (long k = channel; k < channel + channels; k += 32, to += 6 * half) {
-        __mmask32 all = first_of(s->c - k);
-        for (long row = 0; row < l->places / width; row++) {
-            const bf16 *from = laid_row(s, l->base + row);
-            for (int shift = -1; shift < 2; shift++)
-                for (long j = 0; j < width; j += 2) {
-                    __m512i low, high, x[2];
-                    for (int i = 0; i < 2; i++) {
-                        int there = from && j + i + shift >= 0 && j + i + shift < width;
-                        x[i] = _mm512_maskz_loadu_epi16(there ? all : 0, from + (j + i + shift) * s->step + k);
-                    }
-                    pair_up(x[0], x[1], &low, &high);
-                    bf16 *at = to + (shift + 1) * 2 * half + (row * width + j) * 16;
-                    _mm512_store_si512(at, low);
-                    _mm512_store_si512(at + half, high);
-                }
-        }
-    }
-}
-
 /* A thread's room: a block of left tiles, the right ones of `BROAD` columns or more, sums. */
 static char *room_of(long bytes) {
     static __thread char *room;
@@ -513,25 +136,6 @@ struct block { /* of a product: what one thread works on */
     float *sums;     /* where they stay, if it is one of several parts of the inner side */
     const bf16 *packed; /* the right side's tiles, if they are there for all that work */
 };
-
-/* Whether what places see can be laid out for tiles of `count` places. */
-static int lies_well(const struct side *s, long count) {
-    return s->stride == 1 && s->spread == 1 && s->rows * s->columns % count == 0 && s->columns % 2 == 0;
-}
-
-/* How many pictures are woven together for tiles of 16 places; none if they lie thrice, less if they cannot be laid out. */
-static long weaves(const struct side *s) {
-    if (s->kind != SEEN || s->stride != 1 || s->spread != 1) return -1;
-    if (s->columns % 16 == 0) return 1;
-    if (16 % s->columns == 0 && s->outer / (s->rows * s->columns) % (16 / s->columns) == 0) return 16 / s->columns;
-    return lies_well(s, 16) ? 0 : -1;
-}
-
-/* How many pairs of pictures are woven together where their places are the inner side; none if they cannot be. */
-static long pairs_to_weave(const struct side *s, long pictures) {
-    long each = s->columns % 16 == 0 ? 1 : 16 % s->columns == 0 ? 16 / s->columns : 0;
-    return s->stride == 1 && each && pictures % (2 * each) == 0 ? each : 0;
-}
 
 /* The right tiles of the inner side from `from` to `last`, each block's one after the other. */
 static void rights_of(const struct block *b, long from, long last, bf16 *room, struct tiles *tiles) {
