@@ -4,15 +4,13 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dovetail.config import Evaluation, Training
+from dovetail.config import Training
 from dovetail.core import digests
 from dovetail.edges.folders import Artifact, Run, digest_folder, write_json
 from dovetail.edges.registry import default_root
-from dovetail.errors import ModelError
 from dovetail.records import Hints, Manifest
 
 if TYPE_CHECKING:
-    from dovetail.edges.judge import Judge
     from dovetail.edges.models import Models
 
 EMBEDDED = Path(__file__).parent / "base"
@@ -94,16 +92,10 @@ def load_tuned(folder: Path, trained: Artifact, config: Training) -> "Models":
     return tuned
 
 
-def judge(folder: Path, config: Evaluation) -> "Judge":
-    """The judge that the configuration names, else the one that came with the base, else a public CLIP."""
-    from dovetail.edges.judge import Judge
-
+def judge_folder(folder: Path) -> str:
+    """What judges a base's pictures where nothing else is named: its own judge, else a public CLIP."""
     own = folder / "judge"
-    chosen = config.judge or (str(own) if own.is_dir() else DEFAULT_JUDGE)
-    try:
-        return Judge(chosen)
-    except ModelError as error:
-        raise ModelError(f"no judge: {error}") from error
+    return str(own) if own.is_dir() else DEFAULT_JUDGE
 
 
 def hints(folder: Path) -> Hints:

@@ -151,15 +151,22 @@ class Training(Table):
 
 
 class Evaluation(Table):
-    """Is it really better than the base, on the test set, and what did it forget or copy?"""
+    """Is the tuned model better than its base? Evidence on several axes, one rule."""
 
     judge: str = Field(
-        "", description="CLIP folder or hub id; empty means the base's own judge, else openai/clip-vit-base-patch32"
+        "",
+        description="what scores pictures against texts: a CLIP or SigLIP folder or hub id, a visual question answerer, or the URL "
+        "of an OpenAI-compatible vision endpoint; empty means the base's own judge, else openai/clip-vit-base-patch32",
     )
-    max_prompts: int = Field(16, gt=0, description="captions of the test split that are painted")
+    minutes: float | None = Field(
+        None,
+        gt=0,
+        description="time for samples: prompts and seeds are planned for the most power; empty means the next three keys",
+    )
+    max_prompts: int = Field(16, gt=0, description="captions of held-out pictures that are sampled")
     seeds_per_prompt: int = Field(4, gt=0)
-    other_prompts: int = Field(32, ge=0, description="prompts of other things, to see what was forgotten")
-    steps: int = Field(20, gt=0)
+    other_prompts: int = Field(32, ge=0, description="general prompts, to see what was forgotten")
+    steps: int = Field(20, gt=0, description="of the sampler")
     guidance_scale: float | None = Field(None, ge=1, description="empty means the one that came with the base, else 7.5")
     batch_size: int = Field(16, gt=0)
     seed: int = 1000

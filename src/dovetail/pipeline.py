@@ -60,7 +60,7 @@ STAGES = (
           does=lambda w: stages.gathering.gather(w["sourcing"], w.config.gathering, w.desk)),
     Stage(name="wrangling", verb="wrangle", takes=("gathering",),
           does=lambda w: stages.wrangling.wrangle(w["gathering"], w.config.wrangling, w.desk)),
-    Stage(name="buildout", verb="build", takes=("wrangling",),
+    Stage(name="buildout", verb="build", version=2, takes=("wrangling",),
           does=lambda w: stages.buildout.build(w["wrangling"], w.config.buildout, w.desk)),
     Stage(name="processing", verb="process", version=2, takes=("buildout", "base"),
           does=lambda w: stages.processing.process(
@@ -68,9 +68,9 @@ STAGES = (
     Stage(name="training", verb="train", version=2, takes=("processing", "base"),
           does=lambda w: stages.training.train(
               w["processing"], w.models, bases.hints(w["base"].folder), w.config.training, w.desk)),
-    Stage(name="evaluation", verb="evaluate", takes=("buildout", "processing", "training", "base"),
+    Stage(name="evaluation", verb="evaluate", version=2, takes=("buildout", "processing", "training", "base"),
           does=lambda w: stages.evaluation.evaluate(
-              w["buildout"], w["processing"], w.models, w.tuned, bases.judge(w["base"].folder, w.config.evaluation),
+              w["buildout"], w["processing"], w.models, w.tuned, bases.judge_folder(w["base"].folder),
               bases.hints(w["base"].folder), w.config.evaluation, w.desk)),
     Stage(name="repo", verb="publish", takes=("base", "wrangling", "buildout", "training", "evaluation"),
           does=lambda w: stages.repo.publish(

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dovetail.core import statistics
+from dovetail.core import intervals
 from dovetail.records import Interval, Trend
 
 BANDS = ("low-noise", "middle", "high-noise")  # thirds of the timesteps
@@ -91,7 +91,7 @@ def trend(curve: Sequence[Mapping[str, Any]]) -> Trend | None:
 def _change(before: np.ndarray, after: np.ndarray) -> Interval:
     """Mean of the pictures' changes from one (pictures, timesteps) table to another."""
     differences = (after - before).mean(1)
-    return statistics.paired_interval(differences.tolist(), [f"{i:06d}" for i in range(len(differences))])
+    return intervals.paired_interval(differences.tolist(), [f"{i:06d}" for i in range(len(differences))])
 
 
 def _rising(tables: Mapping[int, np.ndarray]) -> dict[str, int]:
