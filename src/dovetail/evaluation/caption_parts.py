@@ -1,15 +1,15 @@
-"""The parts of a caption: its objects, their attributes and counts, and how they lie to each other; each with what contradicts it.
+"""The parts of a caption: its objects, attributes, counts and relations, each with what contradicts it.
 
-Rules for English noun phrases, no model. What a judge is asked about is the caption reduced to one fact ("a red television"); the
-contrasts are the same statement with that fact changed ("a blue television"), as the parts of DSG (Cho et al. 2024) and the
-swaps of Winoground (Thrush et al. 2022). A caption that the rules cannot read gives no parts rather than wrong ones.
+Rules for English noun phrases, no model. What a judge is asked about is the caption reduced to one fact ("a red television");
+the contrasts are the same statement with that fact changed ("a blue television"), as the parts of DSG (Cho et al. 2024) and
+the swaps of Winoground (Thrush et al. 2022). A caption that the rules cannot read gives no parts rather than wrong ones.
 """
 
 import re
 import unicodedata
 import zlib
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from typing import Literal
 
@@ -19,6 +19,7 @@ from dovetail.evaluation.caption_words import akin, article, is_plural, plural, 
 Kind = Literal["object", "attribute", "count", "relation"]
 MAX_CONTRASTS = 16  # of one part: a vocabulary may hold thousands of nouns
 MAX_CHARACTERS = 4000  # of a caption are read
+LONGEST_PHRASE = 10  # adjectives and nouns; a longer row of them is a list without commas
 LONGEST_NOUN = 3  # words; a longer run of unknown words is no noun phrase
 
 
@@ -44,6 +45,9 @@ def caption_parts(caption: str, vocabulary: Collection[str] = ()) -> tuple[Part,
     parts += [(relation.start, part) for relation in reading.relations for part in _relation_parts(relation)]
     for _, part in sorted(parts, key=lambda at: at[0]):
         found.setdefault(part.statement, part)
+    for statement, part in found.items():  # what is true of another thing of the caption contradicts nothing
+        if any(contrast in found for contrast in part.contrasts):
+            found[statement] = replace(part, contrasts=tuple(c for c in part.contrasts if c not in found))
     return tuple(found.values())
 
 
@@ -143,8 +147,8 @@ class _Phrase:
             return f"{article(said)} {said}"
         if last in words_of.UNIQUE and not adjective:
             return f"the {said}"
-        bare = self.is_tag or is_plural(noun) or last in words_of.MATTER or not (self.determiner or self.count)
-        bare = bare or (self.count or 1) > 1
+        matter = last in words_of.MATTER and not (noun == self.noun and self.determiner in ("a", "an"))  # but "a glass"
+        bare = self.is_tag or is_plural(noun) or matter or (self.count or 1) > 1 or not (self.determiner or self.count)
         return said if bare else f"{article(said)} {said}"
 
 
@@ -172,60 +176,69 @@ _NOISE = re.compile(
     r"|https?://\S+|\b(?:score|rating|source)_\w+"
     r"|:\s*[+-]?\d*\.?\d+(?=\s*[)\]])"  # the weight of (word:1.3)
     r"|\\[()\[\]]"
+    r"|(?<=\s)(?:[\"“][^\"“”]{1,200}[\"”])"  # what is written on a sign
 )
-_WORD = re.compile(r"[^\W_]+(?:['’\-][^\W_]+)*|[,;.:!?\n|/()\[\]{}&+]|--+|[–—]")
+_WORD = re.compile(r"[^\W_]+(?:['\u2019\-][^\W_]+)*|[,;.:!?\n|/()\[\]{}&+]|--+|[\u2013\u2014]")
 _BREAKS = dict.fromkeys(",;:|/()[]{}", ",") | dict.fromkeys(".!?\n", ".") | {"&": "and", "+": "and"}
-_FOREIGN = frozenset(
-    "ein eine einer einem einen der das und mit auf dem den ist im am vor neben unter un une le les et avec dans sur des du est el los las "
-    "una unos con en sobre y gli il lo di della che ett och med på og et av uma um com em no do da na het een op van met jest z w i "
-    "nad pod ja bir ve".split()
+_FOREIGN = words_of.word_set(
+    """
+    ein eine einer einem einen der das und mit auf dem den ist im am vor neben unter un une le les et avec dans sur des du
+    est el los las una unos con en sobre y gli il lo di della che ett och med på og et av uma um com em no do da na het
+    een op van met jest z w i nad pod ja bir ve
+    """
 )
-_FOREIGN_AND_ENGLISH = frozenset("no do i on in a am")
-_POSITIONS = ("at the top", "at the bottom", "on the left", "on the right", "on top", "at the left", "at the right", "to the left",
-              "to the right", "in the foreground", "in the background", "at the back", "at the front", "in the middle", "in the center",
-              "in the centre", "in the corner", "at the center", "on the side", "at the side", "in the distance")  # fmt: skip
-_PREPOSITIONS = sorted(
-    (phrase.split() for phrase in (
-        "to the left of", "to the right of", "on the left of", "on the right of", "on the left side of", "on the right side of",
-        "at the left of", "at the right of", "left of", "right of", "to the left side of", "to the right side of", "in front of",
-        "in the front of", "on top of", "on the top of", "next to", "close to", "near to", "near", "beside", "behind", "above", "below",
-        "beneath", "underneath", "under", "over", "inside", "inside of", "outside", "outside of", "between", "in between", "on", "onto",
-        "upon", "atop", "in", "into", "within", "at", "against", "around", "along", "across", "through", "from", "to", "for", "of", "off",
-        "among", "amid", "during", "towards", "toward", "down", "up", "alongside", "adjacent to", "in the middle of",
-        "in the center of", "at the top of", "at the bottom of", "at the end of", "at the edge of", "on the side of", "full of",
-        "filled with", "covered with", "covered in", "covered by", "surrounded by", "made of", "made from", "made out of",
-        "by", "about", "after", "before", "beyond", "past", "via", "per", "out of", "instead of", "because of", "as well as",
-    )),
-    key=len, reverse=True,
+_FOREIGN_AND_ENGLISH = words_of.word_set("no do on in a am")
+_POSITIONS = (
+    "at the top", "at the bottom", "on the left", "on the right", "on top", "at the left", "at the right", "to the left",
+    "to the right", "in the foreground", "in the background", "at the back", "at the front", "in the middle",
+    "in the center", "in the centre", "in the corner", "at the center", "on the side", "at the side", "in the distance",
+)  # fmt: skip
+_PREPOSITIONS = (
+    "to the left of", "to the right of", "on the left of", "on the right of", "on the left side of", "on the right side of",
+    "at the left of", "at the right of", "left of", "right of", "to the left side of", "to the right side of", "in front of",
+    "in the front of", "on top of", "on the top of", "next to", "close to", "near to", "near", "beside", "behind", "above",
+    "below", "beneath", "underneath", "under", "over", "inside", "inside of", "outside", "outside of", "between",
+    "in between", "on", "onto", "upon", "atop", "in", "into", "within", "at", "against", "around", "along", "across",
+    "through", "from", "to", "for", "of", "off", "among", "amid", "during", "towards", "toward", "down", "up", "alongside",
+    "adjacent to", "in the middle of", "in the center of", "at the top of", "at the bottom of", "at the end of",
+    "at the edge of", "on the side of", "full of", "filled with", "covered with", "covered in", "covered by",
+    "surrounded by", "made of", "made from", "made out of", "by", "about", "after", "before", "beyond", "past", "via", "per",
+    "out of", "instead of", "because of", "as well as",
 )  # fmt: skip
 _BY_FIRST: dict[str, list[list[str]]] = {}
-for _phrase in (*_PREPOSITIONS, *(position.split() for position in _POSITIONS)):
-    _BY_FIRST.setdefault(_phrase[0], []).append(_phrase)
+for _phrase in (*_PREPOSITIONS, *_POSITIONS):
+    _BY_FIRST.setdefault(_phrase.split()[0], []).append(_phrase.split())
 for _listed in _BY_FIRST.values():
     _listed.sort(key=len, reverse=True)
 _OPPOSITE_RELATIONS = {
-    "left of": "right of", "right of": "left of", "in front of": "behind", "behind": "in front of", "above": "below", "below": "above",
-    "over": "under", "under": "on top of", "beneath": "above", "underneath": "on top of", "on": "under", "on top of": "under",
-    "atop": "under", "onto": "under", "upon": "under", "between": "", "next to": "", "beside": "", "near": "", "in": "", "inside": "",
-    "outside": "inside", "inside of": "", "outside of": "inside", "close to": "", "alongside": "", "adjacent to": "", "into": "",
-    "in between": "", "around": "", "against": "", "at": "", "along": "", "across": "", "through": "",
+    "left of": "right of", "right of": "left of", "in front of": "behind", "behind": "in front of", "above": "below",
+    "below": "above", "over": "under", "under": "on top of", "beneath": "above", "underneath": "on top of", "on": "under",
+    "on top of": "under", "atop": "under", "onto": "under", "upon": "under", "between": "", "next to": "", "beside": "",
+    "near": "", "in": "", "inside": "", "outside": "inside", "inside of": "", "outside of": "inside", "close to": "",
+    "alongside": "", "adjacent to": "", "into": "", "in between": "", "by": "", "around": "", "against": "", "at": "",
+    "along": "", "across": "", "through": "",
 }  # fmt: skip
-_MUTUAL = frozenset("next to,beside,near,close to,alongside,adjacent to,against,at,along,across,through,around".split(","))
-_ONE_DIRECTION = frozenset(  # the other way round would be another picture
-    ("left of", "right of", "in front of", "behind", "above", "below", "over", "under", "beneath", "underneath", "on", "on top of", "atop",
-     "onto", "upon", "between", "in between", "in", "inside", "inside of", "into"))  # fmt: skip
-_DIRECTIONS = {"left": "right", "right": "left", "above": "below", "below": "above", "over": "under", "under": "over", "top": "bottom",
-               "bottom": "top", "inside": "outside", "outside": "inside", "beneath": "above", "underneath": "above"}  # fmt: skip
+_ONE_DIRECTION = (  # the other way round would be another picture
+    "left of", "right of", "in front of", "behind", "above", "below", "over", "under", "beneath", "underneath", "on",
+    "on top of", "atop", "onto", "upon", "between", "in between", "in", "inside", "inside of", "into",
+)  # fmt: skip
+_DIRECTIONS = {
+    "left": "right", "right": "left", "above": "below", "below": "above", "over": "under", "under": "over", "top": "bottom",
+    "bottom": "top", "inside": "outside", "outside": "inside", "beneath": "above", "underneath": "above",
+}  # fmt: skip
+_POSSESSIVE = ("its", "his", "her", "their", "my", "your", "our")
 _NEEDING_THE = ("left", "right", "top", "bottom")
 _LEFT_RIGHT = re.compile(r"\b(?:on|at|to) the (left|right|top|bottom)\b|\b(left|right) of\b", re.IGNORECASE)
 _STYLE = re.compile(
-    r"\b(?:in|with) (?:an? |the )?(?:[\w'-]+ ){0,4}?(?:styles?|styled|colors palette|color palette)\b(?: of [^,.;]*)?"
+    r"\b(?:in|with) (?:an? |the )?(?:[\w'-]+ ){0,2}?(?:styles?|styled|colors palette|color palette)\b(?: of [^,.;]*)?"
     r"|\b(?:in the manner of|in style of|styled? (?:of|by|like)|inspired by|reminiscent of|illustrated by|painted by|drawn by"
-    r"|(?:photo|photographed|art|artwork|made|directed|designed) by|rendered in|shot on|shot with|made in|created (?:in|with|by))\b[^,.;]*"
+    r"|(?:photo|photographed|art|artwork|made|directed|designed) by|rendered in|shot on|shot with|made in|created (?:in|with|by))\b"
+    r"[^,.;]*"
     r"|(?:^|(?<=,))\s*(?:by|art by|style of) [^,.;]*"
     r"|\btrending on \w+|\bfeatured on \w+"
     r"|\bin (?:black and white|watercolou?rs?|pencil|oil|ink|pixel art|3d|hd|high (?:quality|resolution)|detail|full color)\b"
-    r"|\bblack[- ]and[- ]white (?=(?:\w+ )?(?:photo|photograph|picture|image|drawing|illustration|sketch|portrait|icon|painting)\b)",
+    r"|\bblack[- ]and[- ]white (?=(?:\w+ )?"
+    r"(?:photo|photograph|picture|image|drawing|illustration|sketch|portrait|icon|painting)\b)",
     re.IGNORECASE,
 )
 
@@ -247,7 +260,7 @@ def _read(caption: str) -> _Reading:
     if 2 * len(capital) < len(words) + 1 and len(words) > 1:  # else a title, whose words are capitals all
         for phrase in reading.phrases:
             first = next((t for t in tokens if t.start == phrase.start), None)
-            begins = first is None or phrase.noun_start == first.start and (first is tokens[0] or "." in _before(tokens, first))
+            begins = first is None or (phrase.noun_start == first.start and _before(tokens, first) == ".")
             if phrase.noun and phrase.noun_start in capital and not begins:
                 phrase.written = text[phrase.noun_start : phrase.noun_end]
     return reading
@@ -267,7 +280,8 @@ def _tokens(text: str) -> list[_Token]:
     found = list[_Token]()
     for match in _WORD.finditer(text):
         raw = match[0]
-        plain = _BREAKS.get(raw, "," if not raw[0].isalnum() else unicodedata.normalize("NFC", raw).lower().replace("’", "'"))
+        said = unicodedata.normalize("NFC", raw).lower().replace("\u2019", "'")
+        plain = _BREAKS.get(raw, said if raw[0].isalnum() else ",")
         start, end = match.span()
         if raw == "(" or raw == ")" or raw in "[]{}":
             continue  # emphasis, as in prompts; what stands in brackets is read on
@@ -298,7 +312,11 @@ def _is_english(text: str, told: Sequence[str]) -> bool:
 
 
 _FUNCTION_WORDS = (
-    frozenset("a an the and or with of in on at to by from next near under above below behind this is are there its his her two three".split())
+    words_of.word_set(
+        """
+    a an the and or with of in on at to by from next near under above below behind this is are there its his her two three
+    """
+    )
     | words_of.BE
 )
 
@@ -337,10 +355,12 @@ def _read_sentence(sentence: list[_Token], tags: bool, reading: _Reading) -> Non
             at = skipped
             continue
         token = sentence[at]
-        if tags and (joint == "start") and _is_skipped_tag(sentence, at):
+        if (at == 0 or _word(sentence, at - 1) == ",") and joint in ("start", "and") and _is_skipped_tag(sentence, at):
             at = _next_break(sentence, at)
             continue
-        phrase, after = _phrase_at(sentence, at, tags)
+        # Behind a whole phrase another begins only with a determiner or a number.
+        bare = token.text not in words_of.DETERMINERS and _number(token.text) is None
+        phrase, after = (None, at) if joint == "done" and bare else _phrase_at(sentence, at, tags, joint == "and")
         if phrase is not None:
             reading.mentioned.add(phrase.noun)
             if joint == "unreal":
@@ -371,7 +391,8 @@ def _read_sentence(sentence: list[_Token], tags: bool, reading: _Reading) -> Non
                             reading.phrases.append(second)
                             pair.append(second)
                             after = further
-                    if (not between or len(pair) == 2 or phrase.plural) and (is_verb or _is_placed(phrase)):
+                    owned = phrase.determiner in _POSSESSIVE and said in ("in", "on", "at")  # in her arms
+                    if (not between or len(pair) == 2 or phrase.plural) and (is_verb or _is_placed(phrase)) and not owned:
                         reading.relations += [
                             _Relation(start, subject, said, tuple(pair), is_verb) for subject in subjects if subject.is_thing
                         ]
@@ -424,7 +445,10 @@ def _read_sentence(sentence: list[_Token], tags: bool, reading: _Reading) -> Non
                 reading.phrases.append(_Phrase(color.tokens[0].start, "", 0, 0, "a", [color]))
                 at, joint, last = further, "done", None
                 continue
-            if simple in _OPPOSITE_RELATIONS:
+            if said == "by":  # by the window, or by Turner
+                near = _word(sentence, at) in words_of.DETERMINERS and bool(subjects)
+                relation, joint = (token.start, "by", False), "relation" if near else "unreal"
+            elif simple in _OPPOSITE_RELATIONS:
                 relation, joint = (token.start, said, False), "relation" if subjects else "skip"
             elif said == "as well as":
                 joint = "and"
@@ -494,9 +518,9 @@ def _next_break(sentence: list[_Token], at: int) -> int:
 
 
 def _is_skipped_tag(sentence: list[_Token], at: int) -> bool:
-    """A tag about the quality of the picture, or one that begins with a verb or is too long to be a noun."""
+    """A tag about the quality of the picture."""
     piece = [token.text for token in sentence[at : _next_break(sentence, at)]]
-    return "-".join(piece) in words_of.SKIPPED_TAGS or bool(piece and (piece[0].endswith("ing") and _is_verb(piece[0])))
+    return "-".join(piece) in words_of.SKIPPED_TAGS
 
 
 def _opening(sentence: list[_Token], at: int) -> int:
@@ -506,10 +530,7 @@ def _opening(sentence: list[_Token], at: int) -> int:
         return at + 2
     while at < len(sentence) and at - begin < 7:
         word = _word(sentence, at)
-        if word in ("up", "art", "style") and at > begin:
-            at += 1
-            continue
-        if word in words_of.MEDIA:
+        if word in words_of.MEDIA or (word in ("up", "art", "style", "life") and at > begin):
             after = _word(sentence, at + 1)
             if after == "of" or after in words_of.SHOWS or (after == "with" and at - begin < 3 and word != "art"):
                 return at + 2
@@ -517,7 +538,7 @@ def _opening(sentence: list[_Token], at: int) -> int:
                 return at + 3
             at += 1
             continue
-        if word in (",", "and", "of", "") or _is_verb(word) and word not in words_of.OPPOSITES:
+        if word in (",", "and", "of", "") or (_is_verb(word) and word not in words_of.OPPOSITES):
             return 0
         if at > begin and word in words_of.DETERMINERS:
             return 0
@@ -578,12 +599,16 @@ def _without_commas_between_adjectives(sentence: list[_Token]) -> list[_Token]:
 
 
 def _is_adjective(word: str) -> bool:
-    return word in words_of.OPPOSITES or word in words_of.VISIBLE or word in words_of.SUBJECTIVE or word in words_of.COLOR_FAMILY
+    return (
+        word in words_of.OPPOSITES or word in words_of.VISIBLE or word in words_of.SUBJECTIVE or word in words_of.COLOR_FAMILY
+    )
 
 
 def _looks_like_adjective(word: str) -> bool:
     """By its ending; only asked where a noun follows."""
     if word.endswith("ed") and len(word) > 4 and word not in words_of.ED_NOUNS:
+        return True
+    if "-" in word and word.endswith(("en", "ing", "less")):
         return True
     if word.endswith("ing") and len(word) > 5:
         return word not in words_of.ING_NOUNS and word not in words_of.CLASSIFYING
@@ -595,7 +620,9 @@ def _is_verb(word: str) -> bool:
         return True
     if word.endswith("ing") and len(word) > 4:
         return word not in words_of.ING_NOUNS
-    return word.endswith("ed") and len(word) > 4 and word not in words_of.ED_NOUNS and "-" not in word
+    return word in words_of.PARTICIPLES or (
+        word.endswith("ed") and len(word) > 4 and word not in words_of.ED_NOUNS and "-" not in word
+    )
 
 
 def _is_adverb(word: str) -> bool:
@@ -630,17 +657,21 @@ def _predicate(sentence: list[_Token], at: int) -> tuple[list[_Adjective], int]:
         at = after
         if _word(sentence, at) in ("and", ",") and _adjective_at(sentence, at + 1)[0] is not None:
             at += 1
-    ends = at >= len(sentence) or _word(sentence, at) in (",", "and", "with", "while", "or") or bool(_preposition(sentence, at)[0])
+    ends = (
+        at >= len(sentence) or _word(sentence, at) in (",", "and", "with", "while", "or") or bool(_preposition(sentence, at)[0])
+    )
     return (found, at) if found and ends else ([], at)
 
 
 def _number(word: str) -> int | None:
+    if word == "dozen":
+        return 12
     if word in words_of.NUMBERS:
         return words_of.NUMBERS.index(word)
     return int(word) if word.isascii() and word.isdigit() and len(word) <= 2 else None
 
 
-def _phrase_at(sentence: list[_Token], at: int, tags: bool) -> tuple[_Phrase | None, int]:
+def _phrase_at(sentence: list[_Token], at: int, tags: bool, joined: bool = False) -> tuple[_Phrase | None, int]:
     """The noun phrase that begins here and where it ends, or none. A phrase that is denied or measured in is read through."""
     begin, determiner = at, ""
     if _word(sentence, at) in words_of.DETERMINERS:
@@ -648,7 +679,12 @@ def _phrase_at(sentence: list[_Token], at: int, tags: bool) -> tuple[_Phrase | N
         if _word(sentence, at) in words_of.DETERMINERS and _word(sentence, at) not in ("a", "an"):  # all the dogs
             determiner, at = _word(sentence, at), at + 1
     owner = at
-    while owner - at < 3 and owner < len(sentence) and not _ends_phrase(sentence, owner, True) and not _owns(_word(sentence, owner)):
+    while (
+        owner - at < 3
+        and owner < len(sentence)
+        and not _ends_phrase(sentence, owner, True)
+        and not _owns(_word(sentence, owner))
+    ):
         owner += 1
     if _owns(_word(sentence, owner)):  # a young man's hat
         determiner, at = "a", owner + 1
@@ -667,6 +703,8 @@ def _phrase_at(sentence: list[_Token], at: int, tags: bool) -> tuple[_Phrase | N
             at += 2
     body: list[tuple[bool, _Adjective]] = []  # (is an adjective, its words)
     while at < len(sentence):
+        if len(body) > LONGEST_PHRASE:
+            return _denied(at)
         word, following = _word(sentence, at), _word(sentence, at + 1)
         has_noun = any(not adjective for adjective, _ in body)
         triple, pair = "-".join((word, following, _word(sentence, at + 2))), f"{word}-{following}"
@@ -691,7 +729,12 @@ def _phrase_at(sentence: list[_Token], at: int, tags: bool) -> tuple[_Phrase | N
         if _ends_phrase(sentence, at, has_noun):
             break
         if _is_adverb(word):
-            if has_noun:
+            if has_noun and not (_is_noun_like(sentence, at + 1) and word not in words_of.ADVERBS):
+                break
+            known = _adjective_at(sentence, at + 1)[0] is not None or _looks_like_adjective(following)
+            if word not in words_of.ADVERBS and not known and _is_noun_like(sentence, at + 1):  # a wobbly table
+                body.append((not has_noun, _Adjective(word, (sentence[at],))))
+            elif has_noun:
                 break
             at += 1
             continue
@@ -700,11 +743,11 @@ def _phrase_at(sentence: list[_Token], at: int, tags: bool) -> tuple[_Phrase | N
             body.append((True, adjective))
             at = after
             continue
-        if has_noun and (_is_verb(word) or (word in words_of.PLAIN_VERBS and is_plural(body[-1][1].text))):
+        if has_noun and (_is_verb(word) or (word in words_of.PLAIN_VERBS and (joined or is_plural(body[-1][1].text)))):
             break
-        if not has_noun and word.endswith("ing") and not determiner and count is None and not body and not tags and _is_verb(word):
-            return None, begin
         looks = _looks_like_adjective(word) and _is_noun_like(sentence, at + 1)
+        if not body and not determiner and count is None and _is_verb(word) and (not looks or word in words_of.ONE_WAY_VERBS):
+            return None, begin
         body.append((looks, _Adjective(word, (sentence[at],))))
         at += 1
     return _made(body, begin, at, sentence, determiner, count, count_token, tags)
@@ -742,7 +785,10 @@ def _ends_phrase(sentence: list[_Token], at: int, has_noun: bool) -> bool:
     if word in words_of.SHOWS and not has_noun:
         return True
     if _preposition(sentence, at)[0]:
-        return word not in ("left", "right", "past", "full", "filled", "covered", "made", "surrounded") or _preposition(sentence, at)[1] > at + 1
+        return (
+            word not in ("left", "right", "full", "filled", "covered", "made", "surrounded")
+            or _preposition(sentence, at)[1] > at + 1
+        )
     if has_noun and _number(word) is not None:
         return True
     return not any(c.isalpha() for c in word) and not word[0].isdigit()
@@ -755,24 +801,37 @@ def _made(
     """A phrase of adjectives and a noun, from the words between two joints."""
     last_noun = max((i for i, (adjective, _) in enumerate(body) if not adjective), default=-1)
     if last_noun < 0:  # only adjectives: "an orange", "the wood"
-        if body and body[-1][1].text in words_of.COLOR_NOUNS | words_of.MATERIAL_NOUNS and (determiner or count is not None):
+        if (
+            body
+            and body[-1][1].text in words_of.COLOR_NOUNS | words_of.MATERIAL_NOUNS | words_of.SHAPE_NOUNS
+            and (determiner or count is not None)
+        ):
             last_noun = len(body) - 1
             body[last_noun] = (False, body[last_noun][1])
         else:
             return None, begin
-    body = body[: last_noun + 1]  # an adjective behind its noun is left out
+    behind = (
+        [] if determiner else [adjective for _, adjective in body[last_noun + 1 :] if _is_color(adjective)]
+    )  # body dark blue
+    body = body[: last_noun + 1]
     first_noun = last_noun
     while first_noun > 0 and not body[first_noun - 1][0]:
         first_noun -= 1
     # An unknown word before an adjective is one, too: "a quaint little house".
-    adjectives = [adjective for _, adjective in body[:first_noun]]
+    adjectives = [adjective for _, adjective in body[:first_noun]] + behind
     noun_tokens = [token for _, part in body[first_noun:] for token in part.tokens]
     if len(noun_tokens) > LONGEST_NOUN + (1 if body[first_noun][1].text.count(" ") else 0):
         return _denied(at)  # a row of unknown words is no noun
-    while len(noun_tokens) > 1 and noun_tokens[-1].text in words_of.MEDIA | {"style", "clip"} and noun_tokens[-1].text != "figure":
+    while (
+        len(noun_tokens) > 1 and noun_tokens[-1].text in words_of.MEDIA | {"style", "clip"} and noun_tokens[-1].text != "figure"
+    ):
         noun_tokens.pop()  # a television icon shows a television
     while len(noun_tokens) > 1 and noun_tokens[0].text in _DRAWN:
         noun_tokens.pop(0)
+    if any(_UNIT.fullmatch(t.text) for t in noun_tokens):  # an 85mm lens, 8k wallpaper
+        return _denied(at)
+    if noun_tokens[0].text in ("word", "words", "number", "text", "letters"):
+        return _denied(at)
     noun_tokens = [t for i, t in enumerate(noun_tokens) if i == len(noun_tokens) - 1 or not t.text[0].isdigit()]
     noun = " ".join(token.text for token in noun_tokens)
     if not any(c.isalpha() for c in noun) or any(c > "\u024f" for c in noun if c.isalpha()):
@@ -786,14 +845,18 @@ def _made(
     phrase = _Phrase(
         sentence[begin].start, noun, noun_tokens[0].start, noun_tokens[-1].end, determiner, adjectives, None, None, tags
     )
-    if count is not None and 1 <= count <= 20 and (count == 1) != (is_plural(noun) and singular(noun) != noun):
-        phrase.count, phrase.count_token = count, count_token
-    elif count is not None and count > 1 and singular(noun) == plural(noun):  # two sheep
+    one, many = singular(noun), plural(noun)
+    if count is not None and 1 <= count <= 20 and (one == many or noun == (many if count > 1 else one)):  # not "2 cat"
         phrase.count, phrase.count_token = count, count_token
     return phrase, at
 
 
-_DRAWN = frozenset("cartoon anime emoji pixel comic vector clipart animated illustrated drawn stylized 3d 2d sketch".split())
+_UNIT = re.compile(r"f?\d+(?:mm|k|px|p|fps|iso)")
+_DRAWN = words_of.word_set(
+    """
+    cartoon anime emoji pixel comic vector clipart animated illustrated drawn stylized 3d 2d sketch
+    """
+)
 
 
 def _denied(at: int) -> tuple[_Phrase | None, int]:
@@ -830,7 +893,9 @@ def _relation_parts(relation: _Relation) -> Iterator[Part]:
         contrast = f"{subject} {_OPPOSITE_POSITIONS[said]}"
         yield Part(kind="relation", statement=f"{subject} {said}", contrasts=(contrast,), words=said)
         return
-    if any(phrase.noun == relation.subject.noun for phrase in relation.objects) or not all(p.is_thing for p in relation.objects):
+    if any(phrase.noun == relation.subject.noun for phrase in relation.objects) or not all(
+        p.is_thing for p in relation.objects
+    ):
         return
     simple = _simple(said)
     named = [phrase.named() for phrase in relation.objects]
