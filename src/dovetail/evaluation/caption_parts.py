@@ -232,8 +232,8 @@ _LEFT_RIGHT = re.compile(r"\b(?:on|at|to) the (left|right|top|bottom)\b|\b(left|
 _STYLE = re.compile(
     r"\b(?:in|with) (?:an? |the )?(?:[\w'-]+ ){0,2}?(?:styles?|styled|colors palette|color palette)\b(?: of [^,.;]*)?"
     r"|\b(?:in the manner of|in style of|styled? (?:of|by|like)|inspired by|reminiscent of|illustrated by|painted by|drawn by"
-    r"|(?:photo|photographed|art|artwork|made|directed|designed) by|rendered in|shot on|shot with|made in|created (?:in|with|by))\b"
-    r"[^,.;]*"
+    r"|(?:photo|photographed|art|artwork|made|directed|designed) by|rendered in|shot on|shot with|made in"
+    r"|created (?:in|with|by))\b[^,.;]*"
     r"|(?:^|(?<=,))\s*(?:by|art by|style of) [^,.;]*"
     r"|\btrending on \w+|\bfeatured on \w+"
     r"|\bin (?:black and white|watercolou?rs?|pencil|oil|ink|pixel art|3d|hd|high (?:quality|resolution)|detail|full color)\b"
@@ -349,7 +349,6 @@ def _read_sentence(sentence: list[_Token], tags: bool, reading: _Reading) -> Non
     last: _Phrase | None = None
     joint = "start"  # what stood before the next phrase: start, and, relation, with, unreal, skip, be
     relation: tuple[int, str, bool] | None = None  # where, words, is a verb
-    holding = list[_Phrase]()  # phrases of an "or", which may be shown or not
     while at < len(sentence):
         if joint == "start" and (skipped := _opening(sentence, at)):
             at = skipped
@@ -367,12 +366,11 @@ def _read_sentence(sentence: list[_Token], tags: bool, reading: _Reading) -> Non
                 last = None
                 joint = "unreal" if _joined_next(sentence, after) else "skip"
             elif joint == "or" or _word(sentence, after) == "or":
-                holding.append(phrase)
-                last = None
+                last = None  # it may be shown or not
                 joint = "skip"
             else:
                 reading.phrases.append(phrase)
-                if joint in ("start",):
+                if joint == "start":
                     subjects = [phrase]
                 elif joint == "and":
                     if relation is None and subjects and last is subjects[-1]:
@@ -473,10 +471,9 @@ def _read_sentence(sentence: list[_Token], tags: bool, reading: _Reading) -> Non
             joint, at = "start", at + 1
             continue
         if _is_verb(token.text) and subjects and joint in ("done", "be", "relation", "and"):
-            relation = (token.start, token.text, True) if token.text not in words_of.POSTURES else None
-            if joint == "relation":
-                subjects = [last] if last is not None else subjects
-            joint = "relation" if relation else "done"
+            at_rest = token.text in words_of.POSTURES
+            relation = None if at_rest else (token.start, token.text, True)
+            joint = "done" if at_rest else "with" if token.text in words_of.SHOWS else "relation"
             at += 1
             continue
         if token.text in words_of.RELATIVES or token.text in words_of.PRONOUNS:
@@ -487,7 +484,6 @@ def _read_sentence(sentence: list[_Token], tags: bool, reading: _Reading) -> Non
         joint = joint if joint in ("unreal", "relation") else "done" if subjects else joint
         if joint == "relation" and relation is not None and not relation[2] and token.text not in words_of.ADVERBS:
             joint = "done"
-    return
 
 
 def _begins_anew(sentence: list[_Token], at: int) -> bool:

@@ -291,13 +291,15 @@ def is_plural(noun: str) -> bool:
     word = noun.rsplit(" ", 1)[-1]
     if word in ALWAYS_PLURAL or (word in _SINGULAR and word not in _SAME and _SINGULAR[word] != word):
         return True
+    if word.endswith(("women", "children")) or (word.endswith("men") and word not in ("omen", "specimen", "abdomen", "semen")):
+        return True
     return word.endswith("s") and len(word) > 2 and not word.endswith(("ss", "us", "is", "'s")) and word not in _SINGULAR_S
 
 
 def plural(noun: str) -> str:
     """The plural of a noun or a compound; a plural stays as it is."""
     front, word = _cut(noun)
-    if is_plural(word) or word in _SAME or word in MATTER:
+    if is_plural(word) or word in _SAME or (word in MATTER and word not in ("glass", "chicken", "paper")):
         return noun
     if word in _IRREGULAR:
         return front + _IRREGULAR[word]
