@@ -160,6 +160,10 @@ def _spoil(folder: Path, how: str, clip: Path) -> str:
         elif how == "no tokenizer":
             for file in folder.glob("*token*"):
                 file.unlink()
+        elif how == "another tokenizer":
+            text = json.loads((folder / "tokenizer.json").read_text())
+            text["model"]["vocab"] = {token: 1000 + i for token, i in text["model"]["vocab"].items()}
+            (folder / "tokenizer.json").write_text(json.dumps(text))
         elif how == "another size":
             told = json.loads((folder / "preprocessor_config.json").read_text())
             told |= {"size": {"shortest_edge": 24}, "crop_size": {"height": 24, "width": 24}}
@@ -182,7 +186,8 @@ def _spoil(folder: Path, how: str, clip: Path) -> str:
         ("broken weights", "cannot load the judge"),
         ("no weights", "cannot load the judge"),
         ("half the weights", "lacks"),
-        ("no tokenizer", "has no tokenizer that can be read"),
+        ("no tokenizer", "has no tokenizer that tells words apart"),
+        ("another tokenizer", "is another model's"),
         ("another size", "prepares pictures of 24x24 for a tower of 32x32"),
     ],
 )

@@ -42,8 +42,8 @@ def whole_words(*special: str, lower: bool = False, end: str = "") -> PreTrained
         )
     backend.decoder = decoders.WordPiece()
     made = PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token="<pad>", unk_token="<unk>", bos_token="<s>", eos_token="</s>", model_max_length=TOKENS,
-        extra_special_tokens=list(special),
+        tokenizer_object=backend, pad_token="<pad>", unk_token="<unk>", bos_token="<s>", eos_token="</s>",
+        model_max_length=TOKENS, extra_special_tokens=list(special),
     )  # fmt: skip
     made.padding_side = "right"
     return made

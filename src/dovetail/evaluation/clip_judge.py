@@ -31,7 +31,7 @@ class ClipJudge:
             raise ModelError(f"{folder} is no CLIP: it is {model_kinds.described(config)}", do=DO)
         self.name = folder
         self.model = _loaded(folder).to(device)
-        self.tokenizer = _read(folder, "tokenizer", lambda: AutoTokenizer.from_pretrained(folder))
+        self.tokenizer = _tokenizer(folder, int(self.model.config.text_config.vocab_size))
         self.processor = _image_processor(folder, self.model.config)
         self.device = device
         limit = int(self.model.config.text_config.max_position_embeddings)
@@ -72,13 +72,12 @@ class ClipJudge:
 
     def tokens(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """What the text tower reads of texts: ids (n, max_tokens), and for CLIP their mask."""
-        read = self.tokenizer(
-            list(texts), padding="max_length", truncation=True, max_length=self.max_tokens, return_tensors="pt"
-        )
+        cut = {"padding": "max_length", "truncation": True, "max_length": self.max_tokens}
+        read = self.tokenizer(list(texts), **cut, return_tensors="pt")
         ids, end = read["input_ids"], self.tokenizer.eos_token_id
         if end is not None and self.model.config.model_type == "clip":
-            cut = ~(ids == end).any(dim=1)  # a tokenizer without a post-processor cuts its end token off, too
-            ids[cut, -1] = end
+            endless = ~(ids == end).any(dim=1)  # a tokenizer without a post-processor cuts its end token off, too
+            ids[endless, -1] = end
         if self.model.config.model_type == "clip":
             return {"input_ids": ids, "attention_mask": read["attention_mask"]}
         return {"input_ids": ids}  # SigLIP learned with its padding in sight (Zhai et al. 2023)
@@ -92,14 +91,10 @@ def _loaded(folder: str) -> Any:
     try:
         model, told = AutoModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True)
     except Exception as error:  # safetensors, the hub and transformers raise classes of their own
-        raise ModelError(
-            f"cannot load the judge {folder}: {first_line(error)}", do="download the model again, or " + DO
-        ) from error
+        raise ModelError(f"cannot load the judge {folder}: {first_line(error)}", do=DO) from error
     if missing := sorted(told["missing_keys"]):
         # They would be drawn at random, and the judge would judge at random.
-        raise ModelError(
-            f"the judge {folder} lacks {len(missing)} weights, {missing[0]} among them", do="download the model again"
-        )
+        raise ModelError(f"the judge {folder} lacks {len(missing)} weights, {missing[0]} among them", do=DO)
     return model.eval().requires_grad_(False)
 
 
@@ -108,6 +103,16 @@ def _read(folder: str, what: str, read: Callable[[], Any]) -> Any:
         return read()
     except Exception as error:
         raise ModelError(f"the judge {folder} has no {what} that can be read: {first_line(error)}", do=DO) from error
+
+
+def _tokenizer(folder: str, vocabulary: int) -> Any:
+    tokenizer = _read(folder, "tokenizer", lambda: AutoTokenizer.from_pretrained(folder))
+    one, other = (tokenizer(text).input_ids for text in ("red", "dog"))
+    if one == other:  # where its files are missing, transformers makes one that knows no word
+        raise ModelError(f"the judge {folder} has no tokenizer that tells words apart", do="download the model again")
+    if max(*one, *other) >= vocabulary:
+        raise ModelError(f"the tokenizer of the judge {folder} is another model's", do="download the model again")
+    return tokenizer
 
 
 def _image_processor(folder: str, config: Any) -> Any:
