@@ -13,6 +13,7 @@ from transformers import (
     PreTrainedTokenizerFast,
     Siglip2Config,
     Siglip2Model,
+    Siglip2Tokenizer,
     SiglipConfig,
     SiglipModel,
 )
@@ -49,6 +50,11 @@ def whole_words(*special: str, lower: bool = False, end: str = "") -> PreTrained
     return made
 
 
+def letters() -> Siglip2Tokenizer:
+    names = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "\u2581", *"abcdefghijklmnopqrstuvwxyz"]
+    return Siglip2Tokenizer(vocab={name: i for i, name in enumerate(names)}, merges=[], model_max_length=TOKENS)
+
+
 def write_clip(folder: Path, **preprocessing: Any) -> Path:
     torch.manual_seed(3)
     words = byte_pairs()
@@ -66,9 +72,14 @@ def write_clip(folder: Path, **preprocessing: Any) -> Path:
 
 def write_siglip(folder: Path, *, version: int = 1) -> Path:
     torch.manual_seed(4)
-    words = whole_words(lower=True, end="</s>")
-    words.model_input_names = ["input_ids"]
-    text = TOWER | {"vocab_size": len(words), "max_position_embeddings": TOKENS, "projection_size": WIDTH}
+    words = whole_words(lower=True, end="</s>") if version == 1 else letters()
+    text = TOWER | {
+        "vocab_size": len(words),
+        "bos_token_id": None,
+        "eos_token_id": words.eos_token_id,
+        "max_position_embeddings": TOKENS,
+        "projection_size": WIDTH,
+    }
     if version == 1:
         vision = TOWER | {"image_size": SIDE, "patch_size": 8}
         SiglipModel(SiglipConfig(text_config=text, vision_config=vision)).save_pretrained(folder)
