@@ -1,27 +1,30 @@
 """Stage 5, data processing: pictures and words to latents and embeddings, cached by what they depend on."""
 
+import json
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from dovetail.config import Processing
-from dovetail.core import buckets, digests
-from dovetail.edges import pixels, tensors
+from dovetail.core import buckets, digests, plans
+from dovetail.edges import adapters, pixels, tensors
 from dovetail.edges.folders import Artifact, Desk, write_bytes, write_json, write_records
 from dovetail.edges.models import Models
 from dovetail.engines import encoder, painter
 from dovetail.records import Example, Hints, LatentRow
 
-BATCH = 16
-REHEARSAL_STEPS, REHEARSAL_SEED = 20, 50_000
+BATCH = plans.REHEARSAL_BATCH
+REHEARSAL_SEED = 50_000
 
 
 def process(dataset: Artifact, base: Artifact, models: Models, config: Processing, hints: Hints, desk: Desk) -> None:
     """Dataset -> `latents.safetensors` (moments of every view), `captions.safetensors` (text states) and `records.jsonl`.
 
-    What the base paints of the prompts of other things that came with it (`hints.rehearsal`) is learnt along.
+    What the base paints of the prompts of other things that came with it (`hints.rehearsal`) is learned along;
+    `config.rehearsal_pictures` is a number here (`Processing.planned`).
     """
+    assert config.rehearsal_pictures is not None
     examples = dataset.records(Example)
     side = config.resolution or models.resolution
     seen = encoder.Recipe(
@@ -41,11 +44,9 @@ def process(dataset: Artifact, base: Artifact, models: Models, config: Processin
         _tell_xl(rows, examples, captions, models, seen, desk)
     write_json(desk.folder / "resolution.json", {"side": side, "long_captions": [c for c in captions if models.pieces(c) > 1]})
     if rehearsed:
-        asked = digests.of_data([base.content, rehearsed, hints.guidance_scale, REHEARSAL_SEED, side])
-        write_bytes(
-            desk.folder / "rehearsal.safetensors",
-            tensors.to_bytes({"latents": _rehearsal(rehearsed, asked, side, hints.guidance_scale, models, desk)}),
-        )
+        asked = digests.of_data([base.content, prompts, hints.guidance_scale, REHEARSAL_SEED, side])
+        painted = _rehearsal(rehearsed, asked, side, hints.guidance_scale, models, desk)
+        write_bytes(desk.folder / "rehearsal.safetensors", tensors.to_bytes({"latents": painted}))
         write_json(desk.folder / "rehearsal.json", {"asked": asked, "captions": rehearsed})
     write_records(desk.folder / "records.jsonl", rows)
 
@@ -109,19 +110,29 @@ def _tell_xl(
 
 
 def _rehearsal(prompts: list[str], asked: str, side: int, guidance_scale: float, models: Models, desk: Desk) -> Tensor:
-    """Scaled latents (prompts, c, h, w) that the base paints; an earlier artifact's are used again."""
+    """Scaled latents (prompts, c, h, w) that the base paints, in four steps where it has a few-step version.
+
+    Whole batches of an earlier artifact are used again: more or fewer pictures change no other one.
+    """
+    known = torch.zeros(0)
     for artifact in desk.before:
         file = artifact.folder / "rehearsal.json"
-        if file.exists() and f'"{asked}"' in file.read_text():
-            return tensors.read(artifact.folder / "rehearsal.safetensors")["latents"]
-    orders = [painter.Order(prompt=p, seed=REHEARSAL_SEED + i) for i, p in enumerate(prompts)]
+        if file.exists() and json.loads(file.read_text())["asked"] == asked:
+            found = tensors.read(artifact.folder / "rehearsal.safetensors")["latents"]
+            known = max(known, found, key=len)
+    if len(known) < len(prompts):
+        known = known[: len(known) // BATCH * BATCH]
+    orders = [painter.Order(prompt=p, seed=REHEARSAL_SEED + i) for i, p in enumerate(prompts)][len(known) :]
+    if not orders:
+        return known[: len(prompts)]
+    steps = plans.GUIDED_STEPS
+    if adapters.has_few_steps(models.folder):
+        # The models are this stage's own: nothing else asks the U-Net.
+        adapters.take(models.unet, models.folder / adapters.FEW_STEP)
+        steps, guidance_scale = plans.FEW_STEPS, 1.0
     with desk.show.bar("rehearsal pictures", len(orders)) as advance:
-        return painter.paint_latents(
-            models,
-            orders,
-            side=side // models.pixels_per_latent,
-            steps=REHEARSAL_STEPS,
-            guidance_scale=guidance_scale,
-            batch_size=BATCH,
-            on_batch=lambda n: advance(n, ""),
-        )
+        painted = painter.paint_latents(
+            models, orders, side=side // models.pixels_per_latent, steps=steps, guidance_scale=guidance_scale,
+            batch_size=BATCH, on_batch=lambda n: advance(n, ""),
+        )  # fmt: skip
+    return torch.cat([known, painted]) if len(known) else painted
