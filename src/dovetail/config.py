@@ -61,6 +61,9 @@ class Processing(Table):
     resolution: int | None = Field(None, gt=0, description="pixels; empty means the base's own")
     centre_crop: bool = Field(True, description="else a random crop, another one each epoch")
     random_flip: bool = Field(True, description="half of the time a picture is seen mirrored")
+    closer_views: int = Field(
+        0, ge=0, description="random cut-outs of each training picture, of 80 % of its side or more, beside the whole"
+    )
     buckets: bool = Field(False, description="cut each picture to the nearest of several shapes of one area, not to a square")
     rehearsal_pictures: int | None = Field(
         None,
@@ -73,9 +76,8 @@ class Processing(Table):
         description="empty means those that the base ships, else the dataset's own captions are not rehearsed",
     )
 
-
     def planned(self, pictures: int, training: "Training", few_steps: bool) -> "Processing":
-        """This processing before that training: `rehearsal_pictures` is a number. `few_steps`: they are painted in four steps."""
+        """This processing before that training: `rehearsal_pictures` is a number, also where painted by a few-step version."""
         if self.rehearsal_pictures is not None:
             return self
         steps, batch = training.planned(pictures, 0).steps, training.batch_size * training.gradient_accumulation_steps
@@ -143,9 +145,7 @@ class Training(Table):
     published: Literal["last", "best"] = Field(
         "best", description="weights that are published: after the last step, or those with the lowest held-out loss"
     )
-    early_stop: int = Field(
-        5, ge=0, description="end after so many held-out losses in a row without a new low; 0 means never"
-    )
+    early_stop: int = Field(5, ge=0, description="end after so many held-out losses in a row without a new low; 0 means never")
     on_nan: Literal["stop", "roll back"] = Field(
         "stop",
         description="a loss that is no number ends the training, or takes it back to the newest checkpoint at half the rate",

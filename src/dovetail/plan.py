@@ -55,9 +55,10 @@ def lines(config: Config, run: "Run", offers: list[Gpu], show: "Showing") -> lis
     learned = pictures - validation - round(pictures * config.buildout.test_share)
     training = config.training.planned(learned, validation)
     steps = training.steps
+    most = "" if config.training.steps else "at most "
     what = "full fine-tune" if config.training.method == "full" else config.training.method
     told = [
-        f"{what} of {config.base}: {"" if config.training.steps else "at most "}{steps:,} steps of {load.pictures} at {side} x {side} pixels, "
+        f"{what} of {config.base}: {most}{steps:,} steps of {load.pictures} at {side} x {side} pixels, "
         f"{load.trained / 1e6:.1f} M weights learn"
     ]
     seconds = probe(models, config, side, show)
@@ -191,9 +192,7 @@ def _pictures(config: Config) -> int:
     return len(listings.picture_files(Path(folder), frozenset(pixels.SUFFIXES))) if folder else 0
 
 
-def _disk(
-    config: Config, training: PlannedTraining, run: "Run", models: "Models", load: Load, side: int, pictures: int
-) -> str:
+def _disk(config: Config, training: PlannedTraining, run: "Run", models: "Models", load: Load, side: int, pictures: int) -> str:
     """Bytes that the run will leave, beside what is free."""
     views = (1 if config.processing.centre_crop else 4) * (2 if config.processing.random_flip else 1)
     latents = pictures * views * 2 * models.vae_shape["latent_channels"] * (side // models.pixels_per_latent) ** 2 * 4

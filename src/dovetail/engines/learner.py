@@ -128,7 +128,9 @@ def _ended(lessons: Lessons, step: int) -> bool:
     config = lessons.config
     if step >= config.steps:
         return True
-    return bool(config.early_stop) and step % config.held_out_every == 0 and trends.since_best(lessons.curve) >= config.early_stop
+    return (
+        bool(config.early_stop) and step % config.held_out_every == 0 and trends.since_best(lessons.curve) >= config.early_stop
+    )
 
 
 def _look(lessons: Lessons, step: int, told: dict[str, float], folder: Path, on_sample: Callable[[int], None]) -> None:

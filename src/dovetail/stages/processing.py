@@ -1,6 +1,7 @@
 """Stage 5, data processing: pictures and words to latents and embeddings, cached by what they depend on."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -29,9 +30,10 @@ def process(dataset: Artifact, base: Artifact, models: Models, config: Processin
     side = config.resolution or models.resolution
     seen = encoder.Recipe(
         side=side, centre=config.centre_crop, flip=config.random_flip, resample="lanczos", vae=_part_digest(base, "vae/"),
-        buckets=buckets.shapes(side, models.pixels_per_step) if config.buckets else (),
+        buckets=buckets.shapes(side, models.pixels_per_step) if config.buckets else (), closer=config.closer_views,
     )  # fmt: skip
-    rows = [_row(example, seen) for example in examples]
+    whole = replace(seen, closer=0)  # pictures that are held out are seen as they are
+    rows = [_row(example, seen if example.split == "train" else whole) for example in examples]
     moments = _moments(rows, examples, dataset.folder / "dataset", models, seen, desk)
     prompts = list(config.rehearsal_prompts) or hints.rehearsal
     rehearsed = [prompts[i % len(prompts)] for i in range(config.rehearsal_pictures)] if prompts else []
@@ -84,7 +86,13 @@ def _moments(
     todo = [(row, example) for row, example in zip(rows, examples, strict=True) if row.item not in known]
     for row, example in desk.show.track(todo, "pictures to latents", len(todo)):
         known[row.item] = models.moments(
-            encoder.as_pixels(encoder.cut_outs(pixels.read(root / row.file), recipe, example.key))
+            encoder.as_pixels(
+                encoder.cut_outs(
+                    pixels.read(root / row.file),
+                    recipe if row.split == "train" else replace(recipe, closer=0),
+                    example.key,
+                )
+            )
         ).cpu()
     return known
 
@@ -104,7 +112,11 @@ def _tell_xl(
     """What a Stable Diffusion XL is told beside the states: captions as wholes, sizes and crops of the cached views."""
     whole = {str(i): models.pooled([c])[0].cpu() for i, c in enumerate(captions)}
     write_bytes(desk.folder / "pooled.safetensors", tensors.to_bytes(whole))
-    sizes = {r.item: encoder.told(e.width, e.height, recipe, e.key) for r, e in zip(rows, examples, strict=True)}
+    whole = replace(recipe, closer=0)
+    sizes = {
+        r.item: encoder.told(e.width, e.height, recipe if r.split == "train" else whole, e.key)
+        for r, e in zip(rows, examples, strict=True)
+    }
     sizes["rehearsal"] = torch.tensor([[recipe.side, recipe.side, 0, 0, recipe.side, recipe.side]], dtype=torch.float32)
     write_bytes(desk.folder / "sizes.safetensors", tensors.to_bytes(sizes))
 
