@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 EMBEDDED = Path(__file__).parent / "base"
 HINTS = "hints.json"
+FEW_STEP_FILE = "few_step/pytorch_lora_weights.safetensors"  # of a base that has a few-step version
 KEPT = (  # as they are
     "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler", "feature_extractor", "safety_checker",
     "image_encoder",

@@ -40,7 +40,9 @@ def write(config: Config, run: Run, sealed: Mapping[str, Artifact]) -> Path:
     ]
     parts.append(_reproduce(config, sealed))
     name = config.repo.name or "a run"
-    subtitle = f"{config.base} base, {config.training.method} fine-tune, {config.training.steps} steps"
+    subtitle = f"{config.base} base, {config.training.method} fine-tune"
+    if "training" in sealed:
+        subtitle += f", {_json(sealed['training'], 'training.json')['published_step']:,} steps"
     write_bytes(path, pages.page(f"Dovetail: {name}", subtitle, made_from, parts).encode())
     return path
 
@@ -209,9 +211,7 @@ def _curves(sealed: Mapping[str, Artifact]) -> str:
         (f"{told['learning_rate']:g}", "learning rate"),
     ]
     plot = _framed(folder / "loss.png", "loss curves")
-    said = [told["trend"]["sentence"]] if told["trend"] else []
-    if told["published_step"] != told["steps"]:
-        said.append(f"The weights after step {told['published_step']:,} were taken, those with the lowest held-out loss.")
+    said = [told["outcome"]] + ([f"After the last step: {told['trend']['sentence']}"] if told["trend"] else [])
     said += [f"At {event}." for event in told["events"]]
     said += _pace(sealed["training"])
     names = "Validation prompts at fixed seeds: " + "; ".join(told["sample_prompts"])
