@@ -13,6 +13,8 @@ from dovetail.records import Interval
 LEVEL = 0.95  # of every interval that is shown
 MAX_SKEWNESS = 1.0  # sample skewness is capped: at small counts its estimate is mostly noise
 EXACT_FLIPS = 14  # clusters up to which all sign flips are tried, 2^14 of them
+FAR_OUT = 0.001  # one-sided p-value beyond which the correction for skewness no longer grows
+POWER = 0.8  # with which the needed clusters would see the difference
 MOST_NEEDED = 10_000  # clusters; a difference that wants more is no difference in practice
 
 
@@ -57,7 +59,8 @@ def superiority_p_value(differences: Sequence[float], clusters: Sequence[str]) -
     if error == 0:
         return max(flipped, 0.0 if means.mean() > 0 else 1.0)
     t = float(means.mean()) / error
-    corrected = t + (1 / 6 + t**2 / 3) * _unbiased_skewness(means) / math.sqrt(count)
+    bent = min(t, float(stats.t.isf(FAR_OUT, count - 1)))  # farther out the parabola would turn a clear gain into a loss
+    corrected = t + (1 / 6 + bent**2 / 3) * _unbiased_skewness(means) / math.sqrt(count)
     return max(flipped, float(stats.t.sf(t, count - 1)), float(stats.t.sf(corrected, count - 1)))
 
 
@@ -71,7 +74,7 @@ def needed_clusters(differences: Sequence[float], clusters: Sequence[str], alpha
         return None
     effect = float(means.mean()) / max(float(means.std(ddof=1)), 1e-12)
     count = max(least, 2)
-    while math.sqrt(count) * effect < stats.t.ppf(1 - alpha, count - 1) + stats.norm.ppf(0.5):
+    while math.sqrt(count) * effect < stats.t.ppf(1 - alpha, count - 1) + stats.norm.ppf(POWER):
         count += max(1, count // 16)
         if count > MOST_NEEDED:
             return None
