@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dovetail.config import Training
+from dovetail.config import Repo, Training
 from dovetail.core import digests
 from dovetail.edges.folders import Artifact, Run, digest_folder, write_json
-from dovetail.edges.registry import default_root
+from dovetail.edges.registry import Registry, default_root
 from dovetail.records import Hints, Manifest
 
 if TYPE_CHECKING:
@@ -91,6 +91,17 @@ def load_tuned(folder: Path, trained: Artifact, config: Training) -> "Models":
     if config.method != "textual_inversion":
         adapters.put(tuned.unet, weights, config.method, config.lora_rank, config.lora_alpha)
     return tuned
+
+
+def version_in_production(config: Repo, trained: Artifact) -> str | None:
+    """The version of the same name that a training would replace; None where there is none."""
+    registry = Registry(Path(config.registry) if config.registry else default_root())
+    return registry.reference(config.name, trained.content) if config.name else None
+
+
+def published(config: Repo, version: str) -> Path:
+    """The folder of a published version."""
+    return Registry(Path(config.registry) if config.registry else default_root()).version_folder(config.name, version)
 
 
 def judge_folder(folder: Path) -> str:

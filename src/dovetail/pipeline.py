@@ -42,6 +42,12 @@ class Work:
         """The base with the trained weights in its U-Net."""
         return bases.load_tuned(self["base"].folder, self["training"], self.config.training)
 
+    @cached_property
+    def production(self) -> "Models | None":
+        """The model that this one would replace."""
+        version = bases.version_in_production(self.config.repo, self["training"])
+        return bases.load(bases.published(self.config.repo, version)) if version else None
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
@@ -71,7 +77,7 @@ STAGES = (
               w["processing"], w.models, bases.hints(w["base"].folder), w.config.training, w.desk)),
     Stage(name="evaluation", verb="evaluate", version=2, takes=("buildout", "processing", "training", "base"),
           does=lambda w: stages.evaluation.evaluate(
-              w["buildout"], w["processing"], w.models, w.tuned, bases.judge_folder(w["base"].folder),
+              w["buildout"], w["processing"], w.models, w.tuned, w.production, bases.judge_folder(w["base"].folder),
               bases.hints(w["base"].folder), w.config.evaluation, w.desk)),
     Stage(name="repo", verb="publish", takes=("base", "wrangling", "buildout", "training", "evaluation"),
           does=lambda w: stages.repo.publish(
@@ -149,7 +155,11 @@ def _asked(stage: Stage, config: Config, sealed: dict[str, Artifact]) -> dict[st
         "config": getattr(_settled(config, sealed), stage.name).model_dump(mode="json", exclude=APART.get(stage.name)),
         "inputs": {name: sealed[name].content for name in stage.takes},
     }
-    return asked | ({"folder": stages.sourcing.stamp(config.sourcing)} if stage.name == "sourcing" else {})
+    if stage.name == "sourcing":
+        asked["folder"] = stages.sourcing.stamp(config.sourcing)
+    if stage.name == "evaluation":
+        asked["production"] = bases.version_in_production(config.repo, sealed["training"])
+    return asked
 
 
 def _settled(config: Config, sealed: dict[str, Artifact]) -> Config:

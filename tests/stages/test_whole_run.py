@@ -201,7 +201,7 @@ def test_scores_are_paired_by_prompt_and_seed_and_the_verdict_follows_from_them(
     tests = {e.caption for e in finished.sealed["buildout"].records(Example) if e.split == "test"}
     assert {s.prompt for s in target} <= tests and {s.prompt for s in other} == {"a house", "a tree on blue"}
     verdict = told(finished, "evaluation", "verdict.json")
-    assert [a["name"] for a in verdict["axes"]] and {a["name"] for a in verdict["axes"]} == set(AXIS_NAMES)
+    assert [a["name"] for a in verdict["axes"]] and {a["name"] for a in verdict["axes"]} == set(AXIS_NAMES) - {"production"}
     assert verdict["decision"] == "cannot tell" and verdict["prompts"] == 2
     folder = finished.sealed["evaluation"].folder
     for s in samples:

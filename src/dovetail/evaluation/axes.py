@@ -200,6 +200,18 @@ def forgetting_axis(base: Sequence[float], tuned: Sequence[float], prompts: Sequ
     )  # fmt: skip
 
 
+def production_axis(production: Sequence[float], tuned: Sequence[float], prompts: Sequence[str], unit: str) -> AxisResult:
+    """Is it at least as good as the model in production? The judge's scores of held-out prompts, paired by prompt and seed."""
+    differences = (np.asarray(tuned) - np.asarray(production)).tolist()
+    interval = intervals.paired_interval(differences, prompts)
+    outcome = _outcome(interval)
+    said = {"won": "better than", "lost": "worse than", "even": "about as good as"}[outcome]
+    return AxisResult(
+        name="production", role="guard", outcome=outcome, unit=unit, base=_mean(production), tuned=_mean(tuned), interval=interval,
+        sentence=f"It is {said} the model in production: {_interval_text(interval, 'held-out prompts', unit)}.",
+    )  # fmt: skip
+
+
 def fault_of(image: NDArray[np.uint8], finite: bool = True) -> str:
     """What is broken about a picture: "not a number", "blank", "saturated", or ""."""
     if not finite:

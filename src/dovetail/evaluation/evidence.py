@@ -29,6 +29,7 @@ class Pictures:
     seeds: int  # samples of each
     base: list[Image]
     tuned: list[Image]
+    production: list[Image]  # of the model that the tuned one would replace; none where there is none
     tuned_finite: list[bool]
     real: list[Image]  # the held-out picture of each prompt
     general: list[str]
@@ -112,6 +113,7 @@ def _by_judge(
     each = [p for p in pictures.prompts for _ in range(pictures.seeds)]
     scores = {
         "base": judge.score(pictures.base, each), "tuned": judge.score(pictures.tuned, each),
+        "production": judge.score(pictures.production, each[: len(pictures.production)]),
         "general base": judge.score(pictures.general_base, pictures.general),
         "general tuned": judge.score(pictures.general_tuned, pictures.general),
     }  # fmt: skip
@@ -126,6 +128,8 @@ def _by_judge(
             _paired("prompt", axes.prompt_axis, scores["base"], scores["tuned"], each, unit),
             _parts_axis(pictures, judge, able, general_nouns),
         ]
+        if pictures.production:
+            found.append(_paired("production", axes.production_axis, scores["production"], scores["tuned"], each, unit))
     return [*found, _forgetting(pictures, judge, tried, scores, unit)], told, tried
 
 

@@ -23,6 +23,7 @@ def evaluate(
     latents: Artifact,
     base: Models,
     tuned: Models,
+    production: Models | None,
     judge_folder: str,
     hints: Hints,
     config: Evaluation,
@@ -30,7 +31,8 @@ def evaluate(
 ) -> None:
     """Tuned weights -> `verdict.json` (axes and decision), `records.jsonl` (every sample), the samples and a plot.
 
-    `judge_folder` is what judges where the configuration names nothing else.
+    `production` is the model that the tuned one would replace, `judge_folder` what judges where the configuration names nothing
+    else.
     """
     judge, image_encoder = _open_judge(judge_folder, config, desk)
     examples = dataset.records(Example)
@@ -40,10 +42,8 @@ def evaluate(
     prompts = [e.caption for e in chosen]
     general = _general_prompts(hints)[: plan.general]
     asked = samples.plan_samples(prompts, general, plan.seeds, config.seed)
-    painted = {
-        who: samples.paint_samples(who, models, asked, guidance, config, desk)
-        for who, models in (("base", base), ("tuned", tuned))
-    }
+    models = {"base": base, "tuned": tuned} | ({"production": production} if production else {})
+    painted = {who: samples.paint_samples(who, m, asked, guidance, config, desk) for who, m in models.items()}
     pictures = _pictures(dataset, examples, chosen, general, plan.seeds, painted, base)
     measured = losses.measure(material.read_material(latents), base, tuned)
     groups = {e.key: e.group for e in examples}
@@ -109,7 +109,8 @@ def _pictures(
     real = read(chosen)
     return evidence.Pictures(
         prompts=[e.caption for e in chosen], seeds=seeds, base=painted["base"].images[:count],
-        tuned=painted["tuned"].images[:count], tuned_finite=painted["tuned"].finite[:count], real=real, general=general,
+        tuned=painted["tuned"].images[:count], production=painted["production"].images[:count] if "production" in painted else [],
+        tuned_finite=painted["tuned"].finite[:count], real=real, general=general,
         general_base=painted["base"].images[count:], general_tuned=painted["tuned"].images[count:], held_out=read(held_out),
         held_out_captions=[e.caption for e in held_out], train=read([e for e in examples if e.split == "train"]),
         reconstructed=[_reconstructed(image, base) for image in real],
