@@ -91,3 +91,106 @@ def write_siglip(folder: Path, *, version: int = 1) -> Path:
     words.save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text(json.dumps(told))
     return folder
+
+
+def write_vilt(folder: Path, labels: tuple[str, ...] = ("2", "no", "blue", "yes")) -> Path:
+    from transformers import ViltConfig, ViltForQuestionAnswering, ViltImageProcessor, ViltProcessor
+
+    torch.manual_seed(5)
+    words = _pieces(folder)
+    config = ViltConfig(
+        **TOWER, vocab_size=len(words), image_size=SIDE, patch_size=8, max_position_embeddings=TOKENS, initializer_range=0.5,
+        id2label=dict(enumerate(labels)), label2id={label: i for i, label in enumerate(labels)},
+    )  # fmt: skip
+    ViltForQuestionAnswering(config).save_pretrained(folder)
+    ViltProcessor(ViltImageProcessor(size={"shortest_edge": SIDE}), words).save_pretrained(folder)
+    return folder
+
+
+def write_blip(folder: Path, kind: str = "BlipForQuestionAnswering") -> Path:
+    import transformers
+
+    torch.manual_seed(6)
+    words = _pieces(folder)
+    text = TOWER | {
+        "vocab_size": len(words), "max_position_embeddings": TOKENS, "encoder_hidden_size": WIDTH, "initializer_range": 0.5,
+        "bos_token_id": words.cls_token_id, "sep_token_id": words.sep_token_id, "eos_token_id": words.sep_token_id,
+        "pad_token_id": 0,
+    }  # fmt: skip
+    vision = TOWER | {"image_size": SIDE, "patch_size": 8, "initializer_range": 0.5}
+    config = transformers.BlipConfig(text_config=text, vision_config=vision, projection_dim=8, image_text_hidden_size=8)
+    getattr(transformers, kind)(config).save_pretrained(folder)
+    pixels = transformers.BlipImageProcessor(size={"height": SIDE, "width": SIDE})
+    transformers.BlipProcessor(pixels, words).save_pretrained(folder)
+    return folder
+
+
+def _pieces(folder: Path) -> Any:
+    from transformers import BertTokenizer
+
+    folder.mkdir(parents=True)
+    names = dict.fromkeys(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS.lower().split(), "?", ".", '"', "'", ":", ","])
+    (folder / "vocab.txt").write_text("\n".join(names) + "\n")
+    return BertTokenizer(vocab={name: i for i, name in enumerate(names)}, model_max_length=TOKENS)
+
+
+TEMPLATE = (
+    "{% for m in messages %}{{ m['role'] }} : {% for part in m['content'] %}"
+    "{% if part['type'] == 'image' %}<image> {% else %}{{ part['text'] }} {% endif %}{% endfor %}{% endfor %}"
+    "{% if add_generation_prompt %}assistant :{% endif %}"
+)
+
+
+def write_llava(folder: Path, *, template: str | None = TEMPLATE) -> Path:
+    from transformers import CLIPImageProcessor, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
+
+    torch.manual_seed(7)
+    words = whole_words("<image>")
+    words.model_max_length = 256
+    text = TOWER | {
+        "model_type": "llama", "vocab_size": len(words), "num_key_value_heads": 2, "max_position_embeddings": 256,
+        "initializer_range": 0.5, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3,
+    }  # fmt: skip
+    vision = TOWER | {"model_type": "clip_vision_model", "image_size": SIDE, "patch_size": 8, "projection_dim": 8}
+    config = LlavaConfig(
+        vision_config=vision, text_config=text, image_token_index=words.convert_tokens_to_ids("<image>"),
+        vision_feature_layer=-1, vision_feature_select_strategy="default",
+    )  # fmt: skip
+    model = LlavaForConditionalGeneration(config)
+    with torch.no_grad():
+        model.model.multi_modal_projector.linear_2.weight.mul_(40)
+    model.save_pretrained(folder)
+    pixels = CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE})
+    LlavaProcessor(
+        pixels,
+        words,
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        chat_template=template,
+        num_additional_image_tokens=1,
+    ).save_pretrained(folder)
+    return folder
+
+
+def write_smolvlm(folder: Path) -> Path:
+    from transformers import Idefics3Config, Idefics3ForConditionalGeneration, Idefics3ImageProcessor, Idefics3Processor
+
+    torch.manual_seed(8)
+    special = ["<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>"]
+    words = whole_words(*special)
+    words.model_max_length = 512
+    text = TOWER | {
+        "model_type": "llama", "vocab_size": len(words), "num_key_value_heads": 2, "max_position_embeddings": 512,
+        "initializer_range": 0.5, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3,
+    }  # fmt: skip
+    vision = TOWER | {"image_size": SIDE, "patch_size": 8}
+    config = Idefics3Config(
+        vision_config=vision, text_config=text, image_token_id=words.convert_tokens_to_ids("<image>"), scale_factor=2,
+        pad_token_id=0,
+    )  # fmt: skip
+    Idefics3ForConditionalGeneration(config).save_pretrained(folder)
+    pixels = Idefics3ImageProcessor(
+        size={"longest_edge": SIDE}, max_image_size={"longest_edge": SIDE}, do_image_splitting=False
+    )
+    Idefics3Processor(pixels, words, image_seq_len=4, chat_template=TEMPLATE).save_pretrained(folder)
+    return folder
