@@ -188,13 +188,19 @@ class Evaluation(Table):
 
     judge: str = Field(
         "",
-        description="what scores pictures against texts: a CLIP or SigLIP folder or hub id, a visual question answerer, or the URL "
-        "of an OpenAI-compatible vision endpoint; empty means the base's own judge, else openai/clip-vit-base-patch32",
+        description="what scores pictures against texts: a CLIP or SigLIP folder or hub id, a visual question answerer, or "
+        "http://host/v1#model; empty means the base's own judge, else openai/clip-vit-base-patch32",
     )
+    question_judge: str = Field(
+        "",
+        description="what is asked about single parts of a prompt: as `judge`; empty means the vision endpoint, else the judge",
+    )
+    vision_url: str = Field("", description="OpenAI-compatible endpoint of a vision model, to ask about parts: http://host/v1")
+    vision_model: str = Field("", description="its name there")
+    vision_key_env: str = Field("", description="environment variable that holds the endpoint's key")
+    vision_timeout_seconds: float = Field(60, gt=0, description="for one answer of the endpoint")
     minutes: float | None = Field(
-        None,
-        gt=0,
-        description="time for samples: prompts and seeds are planned for the most power; empty means the next three keys",
+        None, gt=0, description="time for samples: prompts and seeds are planned to tell most; empty means the next three keys"
     )
     max_prompts: int = Field(16, gt=0, description="captions of held-out pictures that are sampled")
     seeds_per_prompt: int = Field(4, gt=0)

@@ -155,7 +155,8 @@ class Interval:
 
 
 AXIS_NAMES = (
-    "prompt", "likeness", "production", "copies", "held-out loss", "words", "variety", "forgetting", "broken", "parts", "details",
+    "prompt", "likeness", "production", "copies", "held-out loss", "words", "variety", "forgetting", "broken", "parts",
+    "details",
 )  # fmt: skip
 Outcome = Literal["won", "lost", "even", "cannot judge"]
 

@@ -48,7 +48,8 @@ def superiority_p_value(differences: Sequence[float], clusters: Sequence[str]) -
     """One-sided p-value of "the mean difference is not above zero"; 1 with fewer than two clusters.
 
     The largest of three: Student's t, Johnson's t for skewed populations (Johnson 1978, eq. 2.7), and up to 14 clusters the
-    exact sign-flip test (Fisher 1935). Each alone says "better" too often in some case (skewed differences, few clusters); together they do not.
+    exact sign-flip test (Fisher 1935). Each alone says "better" too often in some case (skewed differences, few clusters);
+    together they do not.
     """
     means = cluster_means(differences, clusters)
     count = len(means)
@@ -117,4 +118,4 @@ def _sign_flip_p_value(means: NDArray[np.float64]) -> float:
 @cache
 def _all_signs(count: int) -> NDArray[np.float64]:
     bits = np.arange(2**count)[:, None] >> np.arange(count) & 1
-    return 1.0 - 2.0 * bits
+    return np.asarray(1.0 - 2.0 * bits, dtype=np.float64)

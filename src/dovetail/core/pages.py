@@ -73,8 +73,8 @@ def paragraph(text: str) -> str:
 def verdict_box(verdict: Mapping[str, Any]) -> str:
     """The decision, and the sentence of what decided it."""
     kind = str(verdict["decision"]).replace(" ", "-")
-    head = f"<b>{escape(verdict['decision'])}</b>"
-    return f'<div class="verdict {kind}">{head}<p>{escape(verdict["headline"])}</p><p class="sub">{escape(verdict["sentence"])}</p></div>'
+    said = f'<p>{escape(verdict["headline"])}</p><p class="sub">{escape(verdict["sentence"])}</p>'
+    return f'<div class="verdict {kind}"><b>{escape(verdict["decision"])}</b>{said}</div>'
 
 
 OUTCOMES = {"won": "won", "even": "no difference", "lost": "lost", "cannot judge": "cannot judge"}
@@ -91,7 +91,8 @@ def axis_table(axes: Sequence[Mapping[str, Any]], decided_by: Sequence[str]) -> 
         role = {"target": "must be won", "guard": "guard", "information": ""}[axis["role"]]
         body.append(
             f'<tr class="{escape(axis["outcome"].replace(" ", "-"))}{marked}"><td>{escape(axis["name"])}</td><td>{role}</td>'
-            f'<td class="outcome">{words[axis["outcome"]]}</td><td class="figure">{_figure(axis)}</td><td>{escape(said)}</td></tr>'
+            f'<td class="outcome">{words[axis["outcome"]]}</td><td class="figure">{_figure(axis)}</td>'
+            f"<td>{escape(said)}</td></tr>"
         )
     head = "".join(f"<th>{h}</th>" for h in ("axis", "", "outcome", "figure (95 % interval)", "what it says"))
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"

@@ -6,6 +6,7 @@ Each function returns an `AxisResult` with an interval and a sentence. Nothing h
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,10 +27,12 @@ FEW_PROMPTS = "Give held-out pictures with different captions: at least {} are n
 
 def cannot_judge(name: str, why: str, advice: str = "", *, required: bool = False) -> AxisResult:
     """An axis that is left out, and why."""
-    role = {"prompt": "target", "likeness": "target"}.get(name, "guard" if required else "information")
+    role: Literal["target", "guard", "information"] = "guard" if required else "information"
+    if name in ("prompt", "likeness"):
+        role = "target"
     return AxisResult(
         name=name, role=role, outcome="cannot judge", unit="", sentence=_stop(why), advice=_stop(advice), required=required
-    )  # type: ignore[arg-type]
+    )
 
 
 def prompt_axis(base: Sequence[float], tuned: Sequence[float], prompts: Sequence[str], unit: str) -> AxisResult:
@@ -87,16 +90,18 @@ def details_axis(
     outcome = _outcome(interval)
     return AxisResult(
         name="details", role="information", outcome=outcome, unit="share of the base's squared kernel distance between crops",
-        base=round(found.base, 5), tuned=round(found.tuned, 5), interval=interval, details={"vae_reconstruction": round(best, 5)},
+        base=round(found.base, 5), tuned=round(found.tuned, 5), interval=interval,
+        details={"vae_reconstruction": round(best, 5)},
         sentence=f"Distance of its crops to crops of real pictures {_change_text(interval)}; "
         f"base {found.base:.3f}, tuned {found.tuned:.3f}, the VAE's own reconstructions {best:.3f}.",
     )  # fmt: skip
 
 
 def held_out_loss_axis(changes: Sequence[float], clusters: Sequence[str], bands: Mapping[str, Sequence[float]]) -> AxisResult:
-    """Is the step loss on held-out pictures lower? Changes since the base as shares of its loss, paired by picture, noise and timestep.
+    """Is the step loss on held-out pictures lower? Changes since the base, as shares of its loss.
 
-    `clusters` says which drawing each picture belongs to; `bands` are the same changes by band of noise.
+    They are paired by picture, noise and timestep. `clusters` says which drawing each picture belongs
+    to; `bands` are the same changes by band of noise.
     """
     if len(set(clusters)) < 2:
         return cannot_judge(
@@ -131,10 +136,12 @@ def words_axis(base: Sequence[float], tuned: Sequence[float], clusters: Sequence
     less = intervals.paired_interval((np.asarray(tuned) - LEAST_WORDS * np.asarray(base)).tolist(), clusters)
     outcome: Outcome = "lost" if was.low > 0 and less.high < 0 else "won" if own.low > max(was.mean, 0) else "even"
     said = {
-        "lost": "It has lost its use of words", "won": "It uses words more than the base does", "even": "It uses words about as the base does"
+        "lost": "It has lost its use of words", "won": "It uses words more than the base does",
+        "even": "It uses words about as the base does",
     }[outcome]  # fmt: skip
     return AxisResult(
-        name="words", role="guard", outcome=outcome, unit="share of the base's loss", base=was.mean, tuned=own.mean, interval=own,
+        name="words", role="guard", outcome=outcome, unit="share of the base's loss", base=was.mean, tuned=own.mean,
+        interval=own,
         sentence=f"{said}: another picture's caption costs {own.mean:+.1%} of loss ({own.low:+.1%} to {own.high:+.1%}), "
         f"the base {was.mean:+.1%}.",
     )  # fmt: skip
@@ -145,15 +152,15 @@ def copies_axis(found: copies.CopyFinding, control: int) -> AxisResult:
     if control < LEAST_CONTROL:
         why = f"{control} held-out pictures are too few to tell copies from likeness"
         return cannot_judge("copies", why, FEW_PROMPTS.format(LEAST_CONTROL), required=True)
-    rate = intervals.rate_interval(found.hits, found.count)
+    rate = intervals.rate_interval(found.hits, found.samples)
     limit = copies.MOST_TIMES * copies.CONTROL_SHARE
     outcome: Outcome = "lost" if rate.mean > limit and rate.low > copies.CONTROL_SHARE else "even"
     said = "Samples repeat training pictures" if outcome == "lost" else "Samples do not repeat training pictures"
     return AxisResult(
         name="copies", role="guard", outcome=outcome, required=True, unit="share of samples", tuned=rate.mean, interval=rate,
         details={"threshold": found.threshold, "control_share": copies.CONTROL_SHARE, "limit": limit, "control": control},
-        sentence=f"{said}: {rate.mean:.0%} of {found.count} are nearer to one than {1 - copies.CONTROL_SHARE:.0%} of held-out "
-        f"pictures would be ({rate.low:.0%} to {rate.high:.0%}; at most {limit:.0%} is allowed).",
+        sentence=f"{said}: {rate.mean:.0%} of {found.samples} are nearer to one than {1 - copies.CONTROL_SHARE:.0%} of "
+        f"held-out pictures would be ({rate.low:.0%} to {rate.high:.0%}; at most {limit:.0%} is allowed).",
     )  # fmt: skip
 
 
@@ -182,7 +189,8 @@ def variety_axis(
     said = "Samples have collapsed" if collapsed else "Samples differ from each other"
     return AxisResult(
         name="variety", role="guard", outcome=outcome, required=True, unit="mean cosine distance", base=means["base"],
-        tuned=means["tuned"], interval=interval, details={"real": means["real"], "within": within and {k: _mean(v) for k, v in within.items()}},
+        tuned=means["tuned"], interval=interval,
+        details={"real": means["real"], "within": within and {k: _mean(v) for k, v in within.items()}},
         sentence=f"{said}: mean distance {means['tuned']:.2f} across prompts, real pictures {means['real']:.2f}, "
         f"the base {means['base']:.2f}{same}.",
     )  # fmt: skip
@@ -207,7 +215,8 @@ def production_axis(production: Sequence[float], tuned: Sequence[float], prompts
     outcome = _outcome(interval)
     said = {"won": "better than", "lost": "worse than", "even": "about as good as"}[outcome]
     return AxisResult(
-        name="production", role="guard", outcome=outcome, unit=unit, base=_mean(production), tuned=_mean(tuned), interval=interval,
+        name="production", role="guard", outcome=outcome, unit=unit, base=_mean(production), tuned=_mean(tuned),
+        interval=interval,
         sentence=f"It is {said} the model in production: {_interval_text(interval, 'held-out prompts', unit)}.",
     )  # fmt: skip
 

@@ -1,7 +1,7 @@
 """Whether a judge can judge these pictures: it is tried on real ones before it says anything about samples.
 
-A judge that cannot tell a real picture's own caption from other captions, or from the same caption with one word changed, would only
-add noise to the verdict. Its axis then says so and decides nothing.
+A judge that cannot tell a real picture's own caption from other captions, or from the same caption with one word changed,
+would only add noise to the verdict. Its axis then says so and decides nothing.
 """
 
 from collections.abc import Collection, Iterable, Sequence

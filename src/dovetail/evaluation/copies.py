@@ -18,7 +18,7 @@ class CopyFinding(NamedTuple):
     """How often samples lie nearer to a training picture than held-out pictures do."""
 
     hits: int
-    count: int
+    samples: int
     threshold: float  # similarity that one held-out picture in twenty would exceed
     control: float  # the share of held-out pictures above it
     nearest: NDArray[np.int64]  # (samples,): which training picture
@@ -28,8 +28,8 @@ class CopyFinding(NamedTuple):
 def shape_descriptors(images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
     """Unit vectors (n, width) of uint8 images (H, W, 3): gradients by direction in cells of 8 pixels of a 64-pixel square.
 
-    Histograms of oriented gradients (Dalal & Triggs 2005) with the sign of the direction ignored: what is drawn where counts, its
-    color and background do not.
+    Histograms of oriented gradients (Dalal & Triggs 2005) with the sign of the direction ignored: what is drawn where counts,
+    its color and background do not.
     """
     found = []
     for image in images:

@@ -1,7 +1,7 @@
 """From samples to the axes: what the judge, the image encoder and the losses say of the tuned model and of its base."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -54,11 +54,16 @@ class Evidence:
 
 
 def collect(
-    pictures: Pictures, losses: HeldOutLosses, groups: dict[str, str], judge: Judge | str, encoder: ImageEncoder | None,
-    say: Callable[[str], None] = lambda text: None,
+    pictures: Pictures, losses: HeldOutLosses, groups: dict[str, str], judge: Judge | str,
+    questioner: Judge | str | None, encoder: ImageEncoder, say: Callable[[str], None] = lambda text: None,
 ) -> Evidence:  # fmt: skip
-    """All axes. `judge` may be the sentence that says why there is none; `groups` says which drawing a held-out picture is of."""
+    """All axes. `groups` says which drawing a held-out picture is of.
+
+    `judge` and `questioner`, which is asked about parts where there is one, may be the sentence that says why there is none.
+    """
     judged, told, tried = _judged(pictures, judge)
+    if questioner is not None:
+        judged = [axis for axis in judged if axis.name != "parts"] + [_parts_of(pictures, questioner, tried)]
     seen, nearest = _seen(pictures, encoder)
     faults = [axes.fault_of(image, good) for image, good in zip(pictures.tuned, pictures.tuned_finite, strict=True)]
     broken = axes.broken_axis(
@@ -90,6 +95,26 @@ def _judged(
         return _without_a_judge(str(error)), {}, {}
 
 
+def _parts_of(pictures: Pictures, questioner: Judge | str, tried: dict[str, competence.Competence]) -> AxisResult:
+    """The parts axis by a judge of its own, which is tried on the real pictures first."""
+    if isinstance(questioner, str):
+        return axes.cannot_judge("parts", questioner)
+    try:
+        able = tried["questions"] = _try_on_real(pictures, questioner)
+        if not able.able:
+            return axes.cannot_judge("parts", f"This judge cannot judge these pictures: {questioner.name} {able.reason}")
+        return _parts_axis(pictures, questioner, able, nouns(pictures.general))
+    except ModelError as error:
+        return axes.cannot_judge("parts", str(error))
+
+
+def _try_on_real(pictures: Pictures, judge: Judge) -> competence.Competence:
+    spread = np.linspace(0, len(pictures.held_out) - 1, min(MOST_TRIALS, len(pictures.held_out))).round().astype(int)
+    real, captions = [pictures.held_out[i] for i in spread], [pictures.held_out_captions[i] for i in spread]
+    shown = set(nouns(captions))
+    return competence.try_judge(judge, real, captions, [noun for noun in nouns(pictures.general) if noun not in shown])
+
+
 def _without_a_judge(why: str) -> list[AxisResult]:
     return [
         axes.cannot_judge("prompt", why, GIVE_A_JUDGE),
@@ -101,10 +126,7 @@ def _without_a_judge(why: str) -> list[AxisResult]:
 def _by_judge(
     pictures: Pictures, judge: Judge
 ) -> tuple[list[AxisResult], dict[str, list[float]], dict[str, competence.Competence]]:
-    spread = np.linspace(0, len(pictures.held_out) - 1, min(MOST_TRIALS, len(pictures.held_out))).round().astype(int)
-    real, captions = [pictures.held_out[i] for i in spread], [pictures.held_out_captions[i] for i in spread]
-    general_nouns = nouns(pictures.general)
-    tried = {"held-out": competence.try_judge(judge, real, captions, [n for n in general_nouns if n not in nouns(captions)])}
+    tried, general_nouns = {"held-out": _try_on_real(pictures, judge)}, nouns(pictures.general)
     if pictures.general:
         shown = list(range(min(MOST_TRIALS, len(pictures.general))))
         tried["general"] = competence.try_judge(
@@ -191,12 +213,8 @@ def _parts_axis(pictures: Pictures, judge: Judge, able: competence.Competence, v
     return parts.parts_axis(found, len(pictures.prompts))
 
 
-def _seen(pictures: Pictures, encoder: ImageEncoder | None) -> tuple[list[AxisResult], list[tuple[int, float]]]:
+def _seen(pictures: Pictures, encoder: ImageEncoder) -> tuple[list[AxisResult], list[tuple[int, float]]]:
     """The axes that need an image encoder: likeness, copies, variety, details."""
-    if encoder is None:
-        why = "there is no image encoder"
-        guards = [axes.cannot_judge(n, why, GIVE_A_JUDGE, required=True) for n in ("copies", "variety")]
-        return [axes.cannot_judge("likeness", why, GIVE_A_JUDGE), *guards, axes.cannot_judge("details", why)], []
     if not pictures.prompts:
         why = "there are no held-out pictures"
         advice = "Add pictures, or raise [buildout] test_share."
@@ -245,7 +263,7 @@ def _copies(pictures: Pictures, encoder: ImageEncoder) -> copies.CopyFinding | N
 def _describe(images: Sequence[Image], encoder: ImageEncoder) -> NDArray[np.float32]:
     """What is drawn and how: meaning and shape, each half of the similarity."""
     meaning, shape = encoder.embed_images(images).numpy(), copies.shape_descriptors(images)
-    return np.concatenate([meaning, shape], axis=1) / np.sqrt(2).astype(np.float32)
+    return np.asarray(np.concatenate([meaning, shape], axis=1) / np.sqrt(2), dtype=np.float32)
 
 
 def _loss_axes(losses: HeldOutLosses, groups: dict[str, str]) -> list[AxisResult]:
@@ -259,6 +277,4 @@ def _loss_axes(losses: HeldOutLosses, groups: dict[str, str]) -> list[AxisResult
 
 def as_json(evidence: Evidence) -> dict[str, Any]:
     """What of the evidence goes into `verdict.json` beside the axes."""
-    from dataclasses import asdict
-
     return {"judge": evidence.judge, "competence": {k: asdict(v) for k, v in evidence.tried.items()}}

@@ -7,6 +7,6 @@ GENERAL_PROMPTS = (
     "a cup of coffee", "a bunch of flowers in a vase", "a horse in a field", "an elephant near a river", "a bird on a branch",
     "a train at a station", "an airplane in the sky", "a bridge over a river", "a city at night", "a forest in autumn",
     "a beach with palm trees", "a pair of shoes", "a guitar on a chair", "a stack of books", "a clock on a wall",
-    "a watercolor painting of a village", "a pencil drawing of a tree", "two apples and a banana", "a green umbrella in the rain",
-    "a cake with candles",
+    "a watercolor painting of a village", "a pencil drawing of a tree", "two apples and a banana",
+    "a green umbrella in the rain", "a cake with candles",
 )  # fmt: skip

@@ -1,7 +1,7 @@
 """How near two sets of samples are to real pictures: the unbiased kernel distance, with an interval at small numbers.
 
-MMD^2 (Gretton et al. 2012, eq. 3), as in KID (Binkowski et al. 2018) and CMMD (Jayasumana et al. 2024), with a Gaussian kernel on
-embeddings. FID is not used: its bias at under 2,000 pictures is larger than what a fine-tuning changes.
+MMD^2 (Gretton et al. 2012, eq. 3), as in KID (Binkowski et al. 2018) and CMMD (Jayasumana et al. 2024), with a Gaussian
+kernel on embeddings. FID is not used: its bias at under 2,000 pictures is larger than what a fine-tuning changes.
 """
 
 from typing import NamedTuple
@@ -26,7 +26,8 @@ def kernel_distances(base: Vectors, tuned: Vectors, real: Vectors) -> Distances:
 
     The unit is the prompt: its samples by both models and its real picture. Only pairs of different prompts are compared, so
     that the estimate is unbiased; exchanging the two models' samples changes its sign and nothing else. The kernel's
-    bandwidth is the median distance over everything (Gretton et al. 2012, sec. 8). Raises ValueError under `LEAST_UNITS` prompts.
+    bandwidth is the median distance over everything (Gretton et al. 2012, sec. 8). Raises ValueError under
+    `LEAST_UNITS` prompts.
     """
     if len(real) < LEAST_UNITS:
         raise ValueError(f"{len(real)} prompts are fewer than {LEAST_UNITS}")

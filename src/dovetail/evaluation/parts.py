@@ -34,8 +34,8 @@ def score_parts(
 ) -> list[PartScore]:
     """By name: `parts` are (prompt, part); `base[k]` and `tuned[k]` say of each sample whether it shows part k.
 
-    A part is missed where the tuned model shows it, beyond doubt, in less than half of its samples, though real pictures show it.
-    Samples of one prompt are no independent evidence: the interval counts half of them.
+    A part is missed where the tuned model shows it, beyond doubt, in less than half of its samples, though real pictures show
+    it. Samples of one prompt are no independent evidence: the interval counts half of them.
     """
     named: dict[tuple[str, str], list[int]] = {}
     for k, (_, part) in enumerate(parts):

@@ -25,8 +25,8 @@ class SamplePlan:
 def plan_within(minutes: float, seconds_per_sample: float, prompts: int, general: int) -> SamplePlan:
     """The plan with the most power that fits into `minutes`, where `prompts` and `general` are what there is.
 
-    The variance of a mean over n prompts with s seeds each is (between + within / s) / n: for a given n x s it is least with as many
-    prompts as there are. Seeds grow only after all prompts are in. At least one prompt with one seed is always planned.
+    The variance of a mean over n prompts with s seeds each is (between + within / s) / n: for a given n x s it is least with as
+    many prompts as there are. Seeds grow only after all prompts are in. At least one prompt with one seed is always planned.
     """
     budget = int(minutes * 60 / max(seconds_per_sample, 1e-9)) // MODELS
     others = min(general, MOST_GENERAL, max(LEAST_GENERAL, int(budget * GENERAL_SHARE)), max(0, budget - 1))

@@ -64,7 +64,7 @@ def plan_samples(prompts: Sequence[str], general: Sequence[str], seeds: int, see
 def paint_samples(
     who: str, models: Models, asked: Sequence[Asked], guidance_scale: float, config: Evaluation, desk: Desk
 ) -> Samples:
-    """Paint what was asked, batch by batch, into `pictures/<who>`; batches that an interrupted run left are not painted again."""
+    """Paint what was asked, batch by batch, into `pictures/<who>`; what an interrupted run left is not painted again."""
     root = desk.folder / "pictures" / who
     files = [root / f"{i:04d}.png" for i in range(len(asked))]
     orders = [painter.Order(prompt=a.prompt, seed=a.seed) for a in asked]

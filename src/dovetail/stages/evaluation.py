@@ -1,7 +1,7 @@
 """Stage 7, evaluation: is the tuned model better than its base? Evidence on several axes, and one rule."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
 import numpy as np
@@ -34,7 +34,7 @@ def evaluate(
     `production` is the model that the tuned one would replace, `judge_folder` what judges where the configuration names nothing
     else.
     """
-    judge, image_encoder = _open_judge(judge_folder, config, desk)
+    judge, questioner, image_encoder = _open_judges(judge_folder, config, desk)
     examples = dataset.records(Example)
     guidance = config.guidance_scale or hints.guidance_scale
     plan = _plan(examples, base, guidance, hints, config, desk)
@@ -48,11 +48,12 @@ def evaluate(
     measured = losses.measure(material.read_material(latents), base, tuned)
     groups = {e.key: e.group for e in examples}
     by_item = {row.item: groups[row.key] for row in latents.records(LatentRow)}
-    found = evidence.collect(pictures, measured, by_item, judge, image_encoder, desk.show.say)
+    found = evidence.collect(pictures, measured, by_item, judge, questioner, image_encoder, desk.show.say)
     decision = verdict.decide(found.axes)
     desk.show.say(verdict.headline(decision))
     facts = {
-        **asdict(decision), "headline": verdict.headline(decision), "axes": [asdict(a) for a in found.axes], **evidence.as_json(found),
+        **asdict(decision), "headline": verdict.headline(decision), "axes": [asdict(a) for a in found.axes],
+        **evidence.as_json(found),
         "prompts": len(prompts), "seeds_per_prompt": plan.seeds, "test_pictures": sum(e.split == "test" for e in examples),
     }  # fmt: skip
     write_json(desk.folder / "verdict.json", _finite(facts))
@@ -70,7 +71,7 @@ def _general_prompts(hints: Hints) -> list[str]:
 def _plan(
     examples: Sequence[Example], base: Models, guidance: float, hints: Hints, config: Evaluation, desk: Desk
 ) -> planning.SamplePlan:
-    """As configured; under `minutes` what fits, kept beside the samples so that an interrupted run goes on with the same plan."""
+    """As configured; under `minutes` what fits, kept beside the samples so that an interrupted run keeps its plan."""
     prompts = len(samples.held_out_prompts(examples, len(examples)))
     if config.minutes is None:
         return planning.SamplePlan(
@@ -86,14 +87,27 @@ def _plan(
     return plan
 
 
-def _open_judge(folder: str, config: Evaluation, desk: Desk) -> tuple[Judge | str, ImageEncoder | None]:
-    """The judge, or why there is none; and what embeds pictures: the judge itself where it can, else the embedded encoder."""
+def _open_judges(folder: str, config: Evaluation, desk: Desk) -> tuple[Judge | str, Judge | str | None, ImageEncoder]:
+    """The judge, the one that is asked about parts, and what embeds pictures. One that cannot be had is the reason why.
+
+    Pictures are embedded by the judge where it can, else by the embedded one.
+    """
+    endpoint = opening.Endpoint(
+        url=config.vision_url, model=config.vision_model, key_env=config.vision_key_env,
+        timeout_seconds=config.vision_timeout_seconds,
+    )  # fmt: skip
+    judge = _opened(lambda: opening.open_judge(config.judge, folder, endpoint), "judge", desk)
+    questioner = _opened(lambda: opening.open_question_judge(config.question_judge, endpoint), "question judge", desk)
+    assert judge is not None
+    return judge, questioner, judge if isinstance(judge, ImageEncoder) else opening.embedded_encoder()
+
+
+def _opened(open_it: Callable[[], Judge | None], what: str, desk: Desk) -> Judge | str | None:
     try:
-        judge: Judge | str = opening.open_judge(config, folder)
+        return open_it()
     except ModelError as error:
-        desk.show.say(f"no judge: {error}")
-        judge = str(error)
-    return judge, judge if isinstance(judge, ImageEncoder) else opening.embedded_encoder()
+        desk.show.say(f"no {what}: {error}")
+        return str(error)
 
 
 def _pictures(
@@ -109,7 +123,8 @@ def _pictures(
     real = read(chosen)
     return evidence.Pictures(
         prompts=[e.caption for e in chosen], seeds=seeds, base=painted["base"].images[:count],
-        tuned=painted["tuned"].images[:count], production=painted["production"].images[:count] if "production" in painted else [],
+        tuned=painted["tuned"].images[:count], 
+        production=painted["production"].images[:count] if "production" in painted else [],
         tuned_finite=painted["tuned"].finite[:count], real=real, general=general,
         general_base=painted["base"].images[count:], general_tuned=painted["tuned"].images[count:], held_out=read(held_out),
         held_out_captions=[e.caption for e in held_out], train=read([e for e in examples if e.split == "train"]),
@@ -137,7 +152,8 @@ def _records(
         nearest, similarity = found.nearest[i] if i < len(found.nearest) else (None, 0.0)
         rows.append(
             ScoredSample(
-                prompt=order.prompt, seed=order.seed, group=order.group, base_score=_score(base, i), tuned_score=_score(tuned, i),
+                prompt=order.prompt, seed=order.seed, group=order.group, base_score=_score(base, i),
+                tuned_score=_score(tuned, i),
                 base_file=painted["base"].files[i].relative_to(desk.folder).as_posix(),
                 tuned_file=painted["tuned"].files[i].relative_to(desk.folder).as_posix(),
                 nearest_name=train[nearest].name if nearest is not None else "",
