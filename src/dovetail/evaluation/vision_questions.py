@@ -392,10 +392,8 @@ def _score_of_text(content: Any) -> float | None:
     if not isinstance(content, str):
         return None
     said = re.findall(r"[^\W\d_]+", re.sub(r"<think>.*?(?:</think>|$)", " ", content, flags=re.DOTALL).lower())
-    if said and said[0] in ANSWERS:
-        return 100.0 * (said[0] == "yes")
-    either = set(said) & set(ANSWERS)
-    return 100.0 * (either == {"yes"}) if len(either) == 1 else None
+    found = {str(word) for word in said[:1] if word in ANSWERS} or {str(word) for word in said if word in ANSWERS}
+    return None if len(found) != 1 else 100.0 if found == {"yes"} else 0.0
 
 
 def _retry_after(value: str) -> float | None:
