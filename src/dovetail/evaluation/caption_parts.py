@@ -10,6 +10,7 @@ import unicodedata
 import zlib
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from itertools import zip_longest
 from typing import Literal
 
@@ -243,7 +244,9 @@ _STYLE = re.compile(
 )
 
 
+@lru_cache(maxsize=4096)
 def _read(caption: str) -> _Reading:
+    """What a caption says; the result is shared and only read."""
     text = caption[:MAX_CHARACTERS]
     masked = _STYLE.sub(_blank, _NOISE.sub(_blank, text))
     tokens = _tokens(masked)
