@@ -9,7 +9,8 @@ import tiny_models
 from dovetail.errors import ModelError
 from dovetail.evaluation.clip_judge import ClipJudge
 from dovetail.evaluation.opening import Endpoint, open_judge, open_question_judge
-from dovetail.evaluation.vision_questions import TransformersQuestionJudge, VisionEndpointJudge
+from dovetail.evaluation.vision_endpoint import VisionEndpointJudge
+from dovetail.evaluation.vision_questions import TransformersQuestionJudge
 
 URL = "http://127.0.0.1:9/v1"
 

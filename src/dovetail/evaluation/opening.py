@@ -69,7 +69,7 @@ def _open_embedded(folder: str) -> Any:
 
 
 def _open_endpoint(endpoint: Endpoint) -> "Judge":
-    from dovetail.evaluation.vision_questions import VisionEndpointJudge
+    from dovetail.evaluation.vision_endpoint import VisionEndpointJudge
 
     key = os.environ.get(endpoint.key_env, "") if endpoint.key_env else ""
     if endpoint.key_env and not key:
