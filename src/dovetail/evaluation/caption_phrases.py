@@ -42,6 +42,8 @@ _DRAWN = words_of.word_set(
 
 @dataclass(frozen=True, slots=True)
 class Adjective:
+    """One adjective, or a color with its shade, or two colors: "light blue", "red and white"."""
+
     text: str  # with its shade: "light blue"
     tokens: tuple[Token, ...]
 
@@ -300,6 +302,7 @@ def _denied(at: int) -> tuple[Phrase | None, int]:
 
 
 def preposition_at(sentence: list[Token], at: int) -> tuple[str, int]:
+    """The longest preposition that begins here, and where it ends; "" where there is none."""
     for phrase in _BY_FIRST.get(word_at(sentence, at), ()):
         if [token.text for token in sentence[at : at + len(phrase)]] == phrase:
             said = " ".join(phrase)
@@ -310,6 +313,7 @@ def preposition_at(sentence: list[Token], at: int) -> tuple[str, int]:
 
 
 def is_adjective(word: str) -> bool:
+    """Whether a word is a known adjective or color."""
     return (
         word in words_of.OPPOSITES or word in words_of.VISIBLE or word in words_of.SUBJECTIVE or word in words_of.COLOR_FAMILY
     )
@@ -327,6 +331,7 @@ def looks_like_adjective(word: str) -> bool:
 
 
 def is_verb(word: str) -> bool:
+    """Whether a word is a verb by itself or by its ending; behind a noun, it is."""
     if word in words_of.FINITE_VERBS or word in words_of.POSTURES or word in words_of.SHOWS:
         return True
     if word.endswith("ing") and len(word) > 4:
@@ -337,6 +342,7 @@ def is_verb(word: str) -> bool:
 
 
 def is_adverb(word: str) -> bool:
+    """Whether a word is a known adverb or ends like one."""
     return word in words_of.ADVERBS or (len(word) > 4 and word.endswith("ly") and word not in words_of.LY_WORDS)
 
 
@@ -377,4 +383,5 @@ def predicate_at(sentence: list[Token], at: int) -> tuple[list[Adjective], int]:
 
 
 def is_color(adjective: Adjective) -> bool:
+    """Whether an adjective is a color, with or without a shade."""
     return adjective.tokens[-1].text in words_of.COLOR_FAMILY

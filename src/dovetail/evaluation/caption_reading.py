@@ -49,6 +49,8 @@ _LEFT_RIGHT = re.compile(r"\b(?:on|at|to) the (left|right|top|bottom)\b|\b(left|
 
 @dataclass(frozen=True, slots=True)
 class Relation:
+    """How a phrase lies to others, or where in the picture it is."""
+
     start: int
     subject: Phrase
     words: str  # as said: "to the left of"
@@ -58,6 +60,8 @@ class Relation:
 
 @dataclass(slots=True)
 class Reading:
+    """What was found in a caption."""
+
     tokens: list[Token] = field(default_factory=list)
     phrases: list[Phrase] = field(default_factory=list)
     relations: list[Relation] = field(default_factory=list)

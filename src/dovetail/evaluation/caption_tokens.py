@@ -49,6 +49,8 @@ _STYLE = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Token:
+    """A word or a break, with its place in the caption."""
+
     text: str  # lower case; "," for any break within a sentence, "." for its end
     start: int
     end: int
@@ -65,6 +67,7 @@ def _blank(match: re.Match[str]) -> str:
 
 
 def tokens_of(text: str) -> list[Token]:
+    """The words of a text in lower case, and "," and "." for its breaks; brackets are left out."""
     found = list[Token]()
     for match in _WORD.finditer(text):
         raw = match[0]
@@ -87,6 +90,7 @@ def tokens_of(text: str) -> list[Token]:
 
 
 def is_english(text: str, told: Sequence[str]) -> bool:
+    """Whether most letters are Latin, and more of the small words English than of other languages."""
     letters = [c for c in text if c.isalpha()]
     latin = sum(c < "\u0250" or "\u1e00" <= c <= "\u1eff" for c in letters)
     if not letters or latin < 0.6 * len(letters):
@@ -108,6 +112,7 @@ def are_tags(tokens: Sequence[Token]) -> bool:
 
 
 def split_at(tokens: Iterable[Token], mark: str) -> Iterator[list[Token]]:
+    """The pieces between marks."""
     piece = list[Token]()
     for token in tokens:
         if token.text == mark:
@@ -119,16 +124,19 @@ def split_at(tokens: Iterable[Token], mark: str) -> Iterator[list[Token]]:
 
 
 def word_at(sentence: list[Token], at: int) -> str:
+    """The word at a place, "" outside of the sentence."""
     return sentence[at].text if 0 <= at < len(sentence) else ""
 
 
 def next_break(sentence: list[Token], at: int) -> int:
+    """Where the next comma stands, or the end."""
     while at < len(sentence) and sentence[at].text != ",":
         at += 1
     return at
 
 
 def number_of(word: str) -> int | None:
+    """The number that a word names, in letters or up to two digits; None where it names none."""
     if word == "dozen":
         return 12
     if word in words_of.NUMBERS:
