@@ -62,7 +62,7 @@ def masked(text: str) -> str:
 
 
 def _blank(match: re.Match[str]) -> str:
-    """As many spaces, so that all else stays where it is. A break stays one, as a tag may stand between two phrases."""
+    """As many spaces, so that all else stays where it is."""
     return " " * len(match[0])
 
 
