@@ -126,8 +126,8 @@ MEDIA = word_set(  # what a caption may call the picture itself
 )
 NO_OBJECT = word_set(  # nouns that name no thing in the picture
     """
-    background backgrounds backdrop foreground style styles color colors colour colours side sides top bottom left right
-    middle center centre corner corners edge edges front back kind type sort lot way day time times night morning evening
+    background backgrounds backdrop gradient foreground style styles color colors colour colours side sides top bottom left
+    right middle center centre corner corners edge edges front back kind type sort lot way day time times night morning evening
     afternoon moment look looks pose position distance direction shape shapes size pattern theme mood atmosphere lighting
     light lights quality detail details resolution composition perspective angle focus depth aspect ratio camera-angle end
     part parts form manner use example variety number amount one ones thing things something someone anything everything

@@ -15,6 +15,8 @@ NAME_WHAT = "name a CLIP or SigLIP, a model that answers questions about picture
 
 def config_of(place: str, *, do: str = NAME_WHAT) -> dict[str, Any]:
     """The `config.json` of a local folder or a hub id; ModelError in one line where there is none."""
+    if not place.strip():
+        raise ModelError("no judge is named", do=do)
     folder = Path(place).expanduser()
     if not folder.exists() and not _may_be_hub_id(place):
         raise ModelError(f"there is no folder {place}", do=do)
