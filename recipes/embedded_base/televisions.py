@@ -13,7 +13,7 @@ import subprocess
 import tarfile
 import tomllib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -30,21 +30,16 @@ PUBLIC_DOMAIN = "Public domain (Open Clip Art Library)"
 OLD, FLAT, PLAIN = "old television with antennas", "flat-screen television", "television"
 NAMES = (PLAIN, PLAIN, "TV", OLD, FLAT)  # what the judge hears a television called
 ROLES = {"tuning": "drawings", "judge": "judge"}  # tables of televisions.toml
-SCREENS = {
-    "blue": 5,
-    "teal": 4,
-    "black": 4,
-    "gray": 3,
-    "white": 3,
-    "green": 2,
-    "purple": 2,
-    "yellow": 1,
-    "orange": 1,
-    "pink": 1,
-}
+BODIES = (  # painted bodies, one after the other: the colors of real televisions twice
+    "black", "gray", "brown", "red", "black", "white", "blue", "orange", "gray", "green", "brown", "purple", "red", "teal",
+    "white", "pink", "yellow",
+)  # fmt: skip
+SCREENS = {"blue": 6, "teal": 4, "black": 4, "gray": 3, "white": 3, "green": 1, "purple": 1, "yellow": 1, "orange": 1}
 LINES = {"black": 8, "brown": 2, "gray": 2, "white": 2, "purple": 1, "blue": 1}
-FACTS = {"antennas": 0.6, "knobs": 0.25, "legs": 0.3}  # how often a caption names what is there
+# How often a caption names what is there.
+FACTS = {"antennas": 0.7, "knobs": 0.25, "legs": 0.3, "body": 0.7, "screen": 0.5, "kind": 0.5, "below": 0.4}
 ATTRIBUTE = re.compile(rb'[\w:.-]+="[^"]*"')
+SIZES = (0.72, 0.94)  # longer side of a television, share of the picture's side
 APART = 110.0  # distance of two colors (RGB, levels) that lie side by side
 
 
@@ -120,9 +115,9 @@ def drawings(role: str, downloads: Path, side: int = 256) -> list[Drawing]:
 
 
 def fair(names: Iterable[str]) -> dict[str, str]:
-    """A body color for each name: every color comes up equally often."""
+    """A body color for each name, each as often as it stands in `BODIES`."""
     ordered = sorted(names, key=lambda n: hashlib.sha256(n.encode()).digest())
-    return {name: list(scenes.COLOURS)[k % len(scenes.COLOURS)] for k, name in enumerate(ordered)}
+    return {name: BODIES[k % len(BODIES)] for k, name in enumerate(ordered)}
 
 
 def seeded(*words: str) -> np.random.Generator:
@@ -247,25 +242,25 @@ def invented(number: int, side: int = 160) -> tuple[str, np.ndarray]:
 
 def noun_of(rng: np.random.Generator, drawing: Drawing) -> str:
     """What is seen: the kind, the color of the body, and at most two further facts; seldom all of them."""
-    kind = {"old": "old ", "flat": "flat-screen "}.get(drawing.kind, "") if rng.random() < 0.5 else ""
-    color = f"{drawing.body} " if drawing.body and rng.random() < 0.4 else ""
+    kind = {"old": "old ", "flat": "flat-screen "}.get(drawing.kind, "") if rng.random() < FACTS["kind"] else ""
+    color = f"{drawing.body} " if drawing.body and rng.random() < FACTS["body"] else ""
     words = f"{color}{kind}" if drawing.kind == "flat" else f"{kind}{color}"
     facts = [p for p in ("antennas", "knobs", "legs") if p in drawing.parts and rng.random() < FACTS[p]]
-    if drawing.screen and rng.random() < 0.3:
+    if drawing.screen and rng.random() < FACTS["screen"]:
         facts.append(scenes.article(f"{drawing.screen} screen"))
     facts = facts[:2]
     said = f" with {' and '.join(facts)}" if facts else ""
-    below = [p for p in ("stand", "cabinet") if p in drawing.parts and not facts and rng.random() < 0.4]
+    below = [p for p in ("stand", "cabinet") if p in drawing.parts and not facts and rng.random() < FACTS["below"]]
     return f"{words}{PLAIN}{said}" + "".join(f" on a {p}" for p in below)
 
 
 def caption(rng: np.random.Generator, drawing: Drawing, scene: scenes.Scene) -> str:
-    """A caption in the recipe's own wording."""
-    noun = noun_of(rng, drawing)
-    place = scenes.position_of(scene.objects[0])
-    what = scenes.article(noun) + (f" {place}" if place and rng.random() < 0.6 else "")
+    """A caption in the recipe's own wording; the background is always told."""
     opening = rng.choice(["", "a drawing of ", "a picture of "], p=[0.7, 0.15, 0.15])
-    return opening + what + scenes.background_words(rng, scene)
+    said = opening + scenes.article(noun_of(rng, drawing))
+    while not (ground := scenes.background_words(rng, scene)):
+        pass
+    return said + ground
 
 
 def outer_colors(pixels: np.ndarray) -> np.ndarray:
@@ -286,12 +281,12 @@ def stands_out(drawing: Drawing, scene: scenes.Scene) -> bool:
 
 def scene_for(rng: np.random.Generator, drawing: Drawing) -> scenes.Scene:
     """A scene of one large television in the middle, on a background that it stands out from."""
-    best = scenes.draw_scene(rng, [("television", drawing.name)], shares=(1.0,), placed=0.0)
-    for _ in range(100):
-        if stands_out(drawing, best):
+    for _ in range(200):
+        scene = scenes.draw_scene(rng, [("television", drawing.name)], shares=(1.0,))
+        if stands_out(drawing, scene):
             break
-        best = scenes.draw_scene(rng, [("television", drawing.name)], shares=(1.0,), placed=0.0)
-    return best
+    size, centre = rng.uniform(*SIZES), 0.5 + rng.uniform(-0.02, 0.02, 2)
+    return replace(scene, objects=(replace(scene.objects[0], size=size, centre=tuple(centre.tolist())),))
 
 
 def write_examples(downloads: Path, out: Path, side: int = 128) -> None:
