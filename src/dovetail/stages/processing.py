@@ -112,9 +112,9 @@ def _tell_xl(
     """What a Stable Diffusion XL is told beside the states: captions as wholes, sizes and crops of the cached views."""
     whole = {str(i): models.pooled([c])[0].cpu() for i, c in enumerate(captions)}
     write_bytes(desk.folder / "pooled.safetensors", tensors.to_bytes(whole))
-    whole = replace(recipe, closer=0)
+    plain = replace(recipe, closer=0)
     sizes = {
-        r.item: encoder.told(e.width, e.height, recipe if r.split == "train" else whole, e.key)
+        r.item: encoder.told(e.width, e.height, recipe if r.split == "train" else plain, e.key)
         for r, e in zip(rows, examples, strict=True)
     }
     sizes["rehearsal"] = torch.tensor([[recipe.side, recipe.side, 0, 0, recipe.side, recipe.side]], dtype=torch.float32)
