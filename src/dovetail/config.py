@@ -61,8 +61,11 @@ class Processing(Table):
     resolution: int | None = Field(None, gt=0, description="pixels; empty means the base's own")
     centre_crop: bool = Field(True, description="else a random crop, another one each epoch")
     random_flip: bool = Field(True, description="half of the time a picture is seen mirrored")
-    closer_views: int = Field(
-        0, ge=0, description="random cut-outs of each training picture, of 80 % of its side or more, beside the whole"
+    moved_views: int | None = Field(
+        None,
+        ge=0,
+        description="views of each training picture at another scale and place, beside the whole; empty means 12 where "
+        "pictures are few and none where they are many",
     )
     buckets: bool = Field(False, description="cut each picture to the nearest of several shapes of one area, not to a square")
     rehearsal_pictures: int | None = Field(
@@ -77,12 +80,14 @@ class Processing(Table):
     )
 
     def planned(self, pictures: int, training: "Training", few_steps: bool) -> "Processing":
-        """This processing before that training: `rehearsal_pictures` is a number, also where painted by a few-step version."""
-        if self.rehearsal_pictures is not None:
-            return self
+        """This processing before that training: nothing is empty that follows from it.
+
+        `few_steps` says whether the base has a few-step version to paint with.
+        """
         steps, batch = training.planned(pictures, 0).steps, training.batch_size * training.gradient_accumulation_steps
         count = plans.rehearsal_pictures(steps * batch, few_steps) if training.rehearsal_share else 0
-        return self.model_copy(update={"rehearsal_pictures": count})
+        filled = {"rehearsal_pictures": count, "moved_views": plans.moved_views(pictures)}
+        return self.model_copy(update={k: v for k, v in filled.items() if getattr(self, k) is None})
 
 
 class Training(Table):

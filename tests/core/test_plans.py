@@ -56,3 +56,9 @@ def test_rehearsal_pictures_follow_from_the_training_where_they_are_left_empty()
     assert Processing(rehearsal_pictures=0).planned(20, Training(), few_steps=True).rehearsal_pictures == 0
     assert Processing().planned(20, Training(rehearsal_share=0), few_steps=True).rehearsal_pictures == 0
     assert Processing().planned(20, Training(steps=1), few_steps=False).rehearsal_pictures == plans.REHEARSAL_BATCH
+
+
+def test_few_pictures_are_seen_in_more_ways() -> None:
+    assert [plans.moved_views(n) for n in (0, 1, 40, 64, 512, 513)] == [12, 12, 12, 8, 1, 0]
+    assert Processing().planned(20, Training(), few_steps=True).moved_views == 12
+    assert Processing(moved_views=0).planned(20, Training(), few_steps=True).moved_views == 0

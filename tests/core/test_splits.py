@@ -129,13 +129,14 @@ def test_the_centre_crop_is_in_the_middle() -> None:
 
 
 @pytest.mark.parametrize(("width", "height"), [(64, 64), (90, 40), (33, 400), (20, 20)])
-def test_closer_views_lie_inside_the_picture_and_follow_the_views_of_the_whole(width: int, height: int) -> None:
+def test_moved_views_follow_those_of_the_whole_and_go_little_over_its_edges(width: int, height: int) -> None:
     plain = crops.views(width, height, (32, 32), centre=True, flip=True, key="k")
-    views = crops.views(width, height, (32, 32), centre=True, flip=True, key="k", closer=5)
-    assert views[: len(plain)] == plain and len(views) == len(plain) + 10
+    views = crops.views(width, height, (32, 32), centre=True, flip=True, key="k", moved=6)
+    assert views[: len(plain)] == plain and len(views) == len(plain) + 12
     for view in views[len(plain) :]:
-        assert 0 <= view.left <= view.width - 32 and 0 <= view.top <= view.height - 32
-        assert (1 - crops.CLOSEST) * min(view.width, view.height) <= 32.5
+        assert 0.86 <= min(view.width, view.height) / 32 <= 1.16
+        assert -8 <= view.left <= view.width - 32 + 8 and -8 <= view.top <= view.height - 32 + 8
         assert view.width / view.height == pytest.approx(width / height, rel=0.05)
-    assert len({(v.width, v.left, v.top) for v in views}) > 3
-    assert views != crops.views(width, height, (32, 32), centre=True, flip=True, key="other", closer=5)
+        assert min(crops.told(view, width, height, (32, 32))) >= 0, "an XL knows no place left of a picture"
+    assert len({(v.width, v.left, v.top) for v in views}) > 4
+    assert views != crops.views(width, height, (32, 32), centre=True, flip=True, key="other", moved=6)

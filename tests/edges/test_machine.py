@@ -55,7 +55,7 @@ def test_a_thread_that_gives_way_leaves_all_others_as_they_are() -> None:
     thread = threading.Thread(target=low)
     thread.start()
     thread.join()
-    assert seen == [19] and os.getpriority(os.PRIO_PROCESS, 0) == before
+    assert seen == [min(19, before + 5)] and os.getpriority(os.PRIO_PROCESS, 0) == before
 
 
 def test_large_pages_are_asked_for_where_nothing_lies_yet() -> None:

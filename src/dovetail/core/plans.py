@@ -6,7 +6,7 @@ is counted in passes, one picture once through the U-Net; forward and backward t
 
 import math
 
-PICTURES_PER_ROOT = 480  # pictures learned from, rehearsal included, for each square root of a distinct training picture
+PICTURES_PER_ROOT = 1_000  # pictures learned from, rehearsal included, for each square root of a distinct training picture
 FEWEST_STEPS, MOST_STEPS, USUAL_BATCH = 120, 2_000, 16
 MEASUREMENTS = 20  # of the held-out loss over a plan, at most
 MEASURING_SHARE = 0.05  # of the passes of the steps may go into held-out losses
@@ -14,6 +14,7 @@ MOST_MEASURED = 32  # validation pictures in each of them
 TRAINING_PASSES = 3
 REHEARSAL_SHARE = 0.25  # of the passes of the training may go into painting rehearsal pictures
 MOST_REHEARSAL, REHEARSAL_BATCH = 128, 16
+MOST_MOVED, ALL_MOVED = 12, 512  # moved views of one picture, and of all together
 GUIDED_STEPS, FEW_STEPS = 20, 4  # of a rehearsal picture: two passes each with guidance, one without
 
 
@@ -43,3 +44,8 @@ def rehearsal_pictures(pictures_learned: int, few_steps: bool) -> int:
     """Rehearsal pictures that take at most a quarter of the training's passes to paint: whole batches, 128 at most."""
     affordable = int(REHEARSAL_SHARE * TRAINING_PASSES * pictures_learned / (FEW_STEPS if few_steps else 2 * GUIDED_STEPS))
     return min(MOST_REHEARSAL, max(1, affordable // REHEARSAL_BATCH) * REHEARSAL_BATCH)
+
+
+def moved_views(pictures: int) -> int:
+    """Moved views of each training picture: few pictures are seen in more ways, so that they are not learned by heart."""
+    return min(MOST_MOVED, ALL_MOVED // max(1, pictures))

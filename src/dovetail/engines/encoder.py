@@ -25,6 +25,7 @@ from dovetail.errors import BadInputError
 
 AHEAD = 2  # pictures a decoding thread may be ahead of the VAE
 CAPTIONS = 16  # a pass of the text encoder
+PLAIN = 16  # levels that neighbors along a plain border may differ by
 WHITE = (255, 255, 255)  # shows through transparent pixels
 MOST_STATES = 2 * 2**30  # bytes of text states that are kept in memory
 
@@ -39,29 +40,49 @@ class Recipe:
     flip: bool
     resample: str
     vae: str  # digest of its files
-    closer: int = 0  # random views of a part of the picture, beside those of the whole
+    moved: int = 0  # views of another scale and place, beside those of the whole
 
     @property
     def digest(self) -> str:
         """Of all that latents depend on but the picture."""
         shapes = [list(shape) for shape in self.buckets]
-        closer = [{"closer": self.closer, "most": crops.CLOSEST}] if self.closer else []
-        return digests.of_data([2, self.side, self.centre, self.flip, self.resample, self.vae, *shapes, *closer])[:24]
+        moved = [{"moved": self.moved, "most": [crops.SCALED, crops.SHIFTED]}] if self.moved else []
+        return digests.of_data([2, self.side, self.centre, self.flip, self.resample, self.vae, *shapes, *moved])[:24]
 
     def views(self, width: int, height: int, key: str) -> tuple[tuple[int, int], list[crops.View]]:
         """The shape (width, height) that a picture of that size gets, and how it is seen."""
         shape = buckets.nearest(width, height, self.buckets) if self.buckets else (self.side, self.side)
-        return shape, crops.views(width, height, shape, centre=self.centre, flip=self.flip, key=key, closer=self.closer)
+        return shape, crops.views(width, height, shape, centre=self.centre, flip=self.flip, key=key, moved=self.moved)
 
 
 def cut_outs(picture: np.ndarray, recipe: Recipe, key: str) -> np.ndarray:
     """uint8 (views, its height, its width, 3): every view of a picture (height, width, 3)."""
     shape, views = recipe.views(picture.shape[1], picture.shape[0], key)
-    scaled = {
-        size: pixels.resized(picture, *size, recipe.resample) for size in dict.fromkeys((v.width, v.height) for v in views)
-    }
-    cuts = [scaled[v.width, v.height][v.top : v.top + shape[1], v.left : v.left + shape[0]] for v in views]
-    return np.stack([cut[:, ::-1] if view.mirrored else cut for cut, view in zip(cuts, views, strict=True)])
+    cuts = []
+    sizes = dict.fromkeys((v.width, v.height) for v in views)
+    scaled = {size: pixels.resized(picture, *size, recipe.resample) for size in sizes}
+    plain = _plain_border(picture)
+    for view in views:
+        rows = _within(view.top, shape[1], view.height, plain)
+        columns = _within(view.left, shape[0], view.width, plain)
+        cut = scaled[view.width, view.height][rows[:, None], columns]
+        cuts.append(cut[:, ::-1] if view.mirrored else cut)
+    return np.stack(cuts)
+
+
+def _plain_border(picture: np.ndarray) -> bool:
+    """Whether no two neighbors along the edges differ much: a background that may go on beyond them."""
+    edges = (picture[0], picture[-1], picture[:, 0], picture[:, -1])
+    return all(np.abs(np.diff(edge.astype(np.int16), axis=0)).max(initial=0) <= PLAIN for edge in edges)
+
+
+def _within(first: int, count: int, size: int, plain: bool) -> np.ndarray:
+    """`count` places of a side of `size` from `first` on; over an end is the last one again, or the picture mirrored there."""
+    places = np.arange(first, first + count)
+    if plain:
+        return places.clip(0, size - 1)
+    places %= 2 * size
+    return np.where(places < size, places, 2 * size - 1 - places)
 
 
 def told(width: int, height: int, recipe: Recipe, key: str) -> Tensor:

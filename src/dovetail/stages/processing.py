@@ -23,16 +23,16 @@ def process(dataset: Artifact, base: Artifact, models: Models, config: Processin
     """Dataset -> `latents.safetensors` (moments of every view), `captions.safetensors` (text states) and `records.jsonl`.
 
     What the base paints of the prompts of other things that came with it (`hints.rehearsal`) is learned along;
-    `config.rehearsal_pictures` is a number here (`Processing.planned`).
+    `config.rehearsal_pictures` and `moved_views` are numbers here (`Processing.planned`).
     """
-    assert config.rehearsal_pictures is not None
+    assert config.rehearsal_pictures is not None and config.moved_views is not None
     examples = dataset.records(Example)
     side = config.resolution or models.resolution
     seen = encoder.Recipe(
         side=side, centre=config.centre_crop, flip=config.random_flip, resample="lanczos", vae=_part_digest(base, "vae/"),
-        buckets=buckets.shapes(side, models.pixels_per_step) if config.buckets else (), closer=config.closer_views,
+        buckets=buckets.shapes(side, models.pixels_per_step) if config.buckets else (), moved=config.moved_views,
     )  # fmt: skip
-    whole = replace(seen, closer=0)  # pictures that are held out are seen as they are
+    whole = replace(seen, moved=0)  # pictures that are held out are seen as they are
     rows = [_row(example, seen if example.split == "train" else whole) for example in examples]
     moments = _moments(rows, examples, dataset.folder / "dataset", models, seen, desk)
     prompts = list(config.rehearsal_prompts) or hints.rehearsal
@@ -89,7 +89,7 @@ def _moments(
             encoder.as_pixels(
                 encoder.cut_outs(
                     pixels.read(root / row.file),
-                    recipe if row.split == "train" else replace(recipe, closer=0),
+                    recipe if row.split == "train" else replace(recipe, moved=0),
                     example.key,
                 )
             )
@@ -112,9 +112,9 @@ def _tell_xl(
     """What a Stable Diffusion XL is told beside the states: captions as wholes, sizes and crops of the cached views."""
     whole = {str(i): models.pooled([c])[0].cpu() for i, c in enumerate(captions)}
     write_bytes(desk.folder / "pooled.safetensors", tensors.to_bytes(whole))
-    whole = replace(recipe, closer=0)
+    plain = replace(recipe, moved=0)
     sizes = {
-        r.item: encoder.told(e.width, e.height, recipe if r.split == "train" else whole, e.key)
+        r.item: encoder.told(e.width, e.height, recipe if r.split == "train" else plain, e.key)
         for r, e in zip(rows, examples, strict=True)
     }
     sizes["rehearsal"] = torch.tensor([[recipe.side, recipe.side, 0, 0, recipe.side, recipe.side]], dtype=torch.float32)
