@@ -8,13 +8,26 @@ BIN := $(VENV)/bin
 demo: install
 	$(BIN)/dovetail run examples/televisions --run demo
 
-## test: the whole suite, two files at a time
+# What a test may use of the processor at most, told to PyTorch, oneDNN, MKL and our own C: `make test CPU=avx2` on any machine
+CPUS := avx2 avx512 avx512_bf16 amx
+of_avx2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
+of_avx512 := ATEN_CPU_CAPABILITY=avx512 ONEDNN_MAX_CPU_ISA=AVX512_CORE MKL_ENABLE_INSTRUCTIONS=AVX512
+of_avx512_bf16 := ATEN_CPU_CAPABILITY=avx512 ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 MKL_ENABLE_INSTRUCTIONS=AVX512_E3
+of_amx := ATEN_CPU_CAPABILITY=avx512 ONEDNN_MAX_CPU_ISA=AVX512_CORE_AMX MKL_ENABLE_INSTRUCTIONS=AVX512_E4
+ifneq ($(CPU),)
+ifeq ($(filter $(CPU),$(CPUS)),)
+$(error CPU is $(CPU); take one of $(CPUS), or leave it)
+endif
+AS_CPU := DOVETAIL_CPU=$(CPU) $(of_$(CPU))
+endif
+
+## test: the whole suite, two files at a time; CPU=avx2, avx512, avx512_bf16 or amx: as on such a processor
 test: install
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not cluster"
+	$(AS_CPU) OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not cluster"
 
 ## test-cluster: what Ray is slow to start: lost workers, several processes behind one address; two minutes more
 test-cluster: install
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -m cluster
+	$(AS_CPU) OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -m cluster
 
 ## install: .venv with all that demo and test need; .venv/bin/dovetail is the command
 install: $(VENV)/.installed

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import httpx
+from waiting import CEILING
 
 from dovetail.core import solvers
 from dovetail.edges import app as web
@@ -19,7 +20,7 @@ def answering(studio: Studio, steps: int, **keys: Any) -> Iterator[httpx.Client]
     server = web.Server(app, web.bind("127.0.0.1", 0))
     server.start()
     try:
-        with httpx.Client(base_url=server.url, timeout=60) as client:
+        with httpx.Client(base_url=server.url, timeout=CEILING) as client:
             yield client
     finally:
         server.stop()

@@ -6,12 +6,12 @@ import re
 import shutil
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
+import waiting
 
 ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # the standard's name of an element's reference
 KEYS = {
@@ -56,18 +56,21 @@ class Browser:
         """What a script with a `return` gives."""
         return self.say("POST", "/execute/sync", script=script, args=list(arguments))
 
+    def wait(self, script: str) -> None:
+        """Until a script calls `done`."""
+        self.say("POST", "/execute/async", script=f"const done = arguments[0]; {script}", args=[])
+
     def cdp(self, command: str, **params: Any) -> Any:
         """A command of the DevTools protocol."""
         return self.say("POST", "/goog/cdp/execute", cmd=command, params=params)
 
-    def until(self, expression: str, seconds: float = 8) -> Any:
+    def until(self, expression: str) -> Any:
         """The value of a JavaScript expression once it is true."""
-        deadline = time.monotonic() + seconds
-        while not (value := self.run(f"return {expression}")):
-            said = self.run("return document.getElementById('said')?.textContent")
-            assert time.monotonic() < deadline, f"{expression} did not come true; the page says {said!r}"
-            time.sleep(0.02)
-        return value
+        said = "return document.getElementById('said')?.textContent"
+        return waiting.until(
+            lambda: self.run(f"return {expression}"),
+            lambda: f"{expression} did not come true; the page says {self.run(said)!r}",
+        )
 
     def find(self, selector: str) -> str:
         found = self.say("POST", "/element", using="css selector", value=selector)
@@ -111,7 +114,8 @@ class Browser:
             "Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         )
         self.cdp("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
-        time.sleep(0.3)
+        self.until(f"innerWidth === {width} && matchMedia('(prefers-color-scheme: dark)').matches === {str(dark).lower()}")
+        self.wait("requestAnimationFrame(() => requestAnimationFrame(done))")  # it is laid out and drawn so
         path.write_bytes(base64.b64decode(self.say("GET", "/screenshot")))
 
 
@@ -123,7 +127,7 @@ def browser() -> Iterator[Browser]:
         try:
             assert driver.stdout
             port = next(found[1] for line in driver.stdout if (found := re.search(r"started successfully on port (\d+)", line)))
-            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as client:
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=waiting.CEILING, trust_env=False) as client:
                 window = Browser(client)
                 window.session = f"/session/{window.say('POST', '/session', capabilities=_wanted(profile))['sessionId']}"
                 try:
@@ -139,4 +143,5 @@ def _wanted(profile: str) -> dict[str, Any]:
     # Root has no sandbox of Chromium's own, and a container's /dev/shm is small.
     flags = ["--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--no-proxy-server"]
     options = {"binary": shutil.which("chromium"), "args": [*flags, f"--user-data-dir={profile}", "--window-size=1280,900"]}
-    return {"alwaysMatch": {"browserName": "chrome", "goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}}
+    wanted = {"browserName": "chrome", "goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
+    return {"alwaysMatch": wanted | {"timeouts": {"script": 1000 * int(waiting.CEILING)}}}

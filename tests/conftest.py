@@ -12,6 +12,7 @@ _HOME = tempfile.TemporaryDirectory(prefix="dovetail-tests-")
 os.environ |= {
     "HF_HUB_OFFLINE": "1", "HF_HOME": f"{_HOME.name}/hf", "DOVETAIL_HOME": f"{_HOME.name}/home",
     "MPLCONFIGDIR": f"{_HOME.name}/mpl", "OMP_NUM_THREADS": "1", "NO_COLOR": "1",
+    "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin while they wait take the processor from those that they wait for
 }  # fmt: skip
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 

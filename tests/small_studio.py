@@ -3,7 +3,7 @@
 import io
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 from prometheus_client import CollectorRegistry, Counter, generate_latest
+from waiting import CEILING
 
 from dovetail import wishes
 from dovetail.edges import app as web
@@ -39,6 +40,7 @@ class SmallStudio:
     folder: Path
     most: int = 32  # tickets that may wait and run
     open: threading.Event = field(default_factory=threading.Event)  # while it is not set no step is done
+    stops_at: tuple[int, int] = (0, 0)  # pictures painted and steps of the next, after which `open` is no longer set
     closed: bool = False
     painted: list[wishes.Wish] = field(default_factory=list)
     seen: list[wishes.Caller] = field(default_factory=list)
@@ -93,7 +95,7 @@ class SmallStudio:
         self.ended.set()
         with self.news:
             self.news.notify()
-        self.thread.join(20)
+        self.thread.join(CEILING)
 
     def _work(self) -> None:
         while True:
@@ -150,6 +152,8 @@ class SmallStudio:
             without, along = models.unet(rows, timestep, encoder_hidden_states=states, return_dict=False)[0].chunk(2)
             latents = scheduler.step(without + wish.guidance_scale * (along - without), timestep, latents, return_dict=False)[0]
             ticket.step = number
+            if self.stops_at == (len(self.painted), number):
+                self.open.clear()
             if len(ticket.previews) < ticket.caller.previews:
                 ticket.previews.append(pixels.png(models.decode(latents)[0]))
                 if ticket.heard:
@@ -189,17 +193,9 @@ def serving(folder: Path, access: web.Access | None = None, **keys: Any) -> Iter
     server.start()
     limits = httpx.Limits(max_connections=100)
     try:
-        with httpx.Client(base_url=server.url, timeout=30, trust_env=False, limits=limits) as client:
+        with httpx.Client(base_url=server.url, timeout=CEILING, trust_env=False, limits=limits) as client:
             yield Serving(studio, server.url, client)
     finally:
         studio.open.set()
         server.stop()
         studio.stop()
-
-
-def until(true: Callable[[], bool]) -> None:
-    """Wait until it is true, 20 seconds at most."""
-    deadline = time.monotonic() + 20
-    while not true():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.005)

@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import tiny
 from conftest import Finished
 from PIL import Image
 from tiny import SIDE, flags, short
+from waiting import CEILING
 
 from dovetail import cli as command_line
 from dovetail.config import Config
@@ -156,7 +156,7 @@ def test_help_answers_in_under_a_third_of_a_second() -> None:
         assert done.returncode == 0 and "Usage:" in done.stdout and done.stderr == ""
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
-    assert min(seconds() for _ in range(5)) < 0.3
+    assert any(seconds() < 0.3 for _ in range(5))
 
 
 def test_help_of_every_command_loads_no_heavy_library() -> None:
@@ -302,12 +302,13 @@ def test_serve_says_where_it_answers_and_ends_on_sigterm(tiny_base: Path) -> Non
             assert line, "it ended before it answered"
             line = process.stderr.readline()
         url = next(word for word in line.split() if word.startswith("http"))
-        answer = httpx.post(f"{url}/v1/images/generations", json={"prompt": "a cat", "steps": 1}, timeout=60, trust_env=False)
+        wish = {"prompt": "a cat", "steps": 1}
+        answer = httpx.post(f"{url}/v1/images/generations", json=wish, timeout=CEILING, trust_env=False)
         assert answer.status_code == 200 and answer.json()["model"] == "tiny"
         process.send_signal(signal.SIGTERM)
-        started = time.monotonic()
-        rest = process.communicate(timeout=30)[1]
-        assert process.returncode in (0, 130) and "Traceback" not in rest and time.monotonic() - started < 15
+        rest = process.communicate(timeout=CEILING)[1]
+        assert process.returncode in (0, 130) and "Traceback" not in rest
+        assert "graceful shutdown exceeded" not in rest, "it waited for what would not come"
     finally:
         process.kill()
         process.communicate()

@@ -4,13 +4,13 @@ import json
 import os
 import signal
 import threading
-import time
 from pathlib import Path
 
 import pytest
 import ray
 import torch
 from test_launch import TAKEN, go
+from waiting import CEILING, until
 
 from dovetail.edges import cluster, tensors
 from dovetail.errors import BadConfigError, BadInputError
@@ -51,8 +51,7 @@ def test_a_worker_that_is_lost_is_replaced_and_the_training_goes_on(
 
     def kill_one() -> None:
         """The process that is at work on this training, once its first checkpoint is there."""
-        while not (out / "checkpoint-2").exists():
-            time.sleep(0.05)
+        until((out / "checkpoint-2").exists)
         victim = next(
             int(file.parent.name) for file in Path("/proc").glob("[0-9]*/cmdline") if b"RayTrainWorker" in file.read_bytes()
         )
@@ -71,7 +70,7 @@ def test_a_worker_that_is_lost_is_replaced_and_the_training_goes_on(
         checkpoints_total_limit=2,
         **SIZES,
     )
-    thread.join(10)
+    thread.join(CEILING)
     assert killed
     whole = go(tiny_base, pictures, tmp_path / "whole", max_train_steps=STEPS, checkpointing_steps=2, **SIZES)
     assert tensors.digest(tensors.read(out / TAKEN)) == tensors.digest(tensors.read(whole / TAKEN))

@@ -12,6 +12,7 @@ import tiny
 import torch
 from conftest import ROOT
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from waiting import CEILING
 
 from dovetail import flags, launch
 from dovetail.edges import folders, tensors
@@ -48,7 +49,7 @@ def test_the_command_of_the_readme_gives_a_pipeline_that_differs_in_its_unet_alo
     )  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-m", "accelerate.commands.launch", "--cpu", str(ROOT / "train_text_to_image.py"), *ready],
-        capture_output=True, text=True, timeout=200, check=False,
+        capture_output=True, text=True, timeout=CEILING, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     assert "no fp16 training: bf16 is used" in done.stderr

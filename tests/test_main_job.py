@@ -5,11 +5,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import tiny
 from tiny import flags, short
+from waiting import CEILING, until
 
 from dovetail import library
 
@@ -28,11 +28,8 @@ def _checkpoints(run: Path) -> list[int]:
 
 
 def _wait_for_checkpoint(run: Path, step: int, process: "subprocess.Popen[str]") -> None:
-    deadline = time.monotonic() + 60
-    while not any(n >= step for n in _checkpoints(run)):
-        assert process.poll() is None, f"it ended by itself: {process.communicate()}"
-        assert time.monotonic() < deadline, "no checkpoint appeared"
-        time.sleep(0.01)
+    until(lambda: process.poll() is not None or any(n >= step for n in _checkpoints(run)), lambda: "no checkpoint appeared")
+    assert process.poll() is None, f"it ended by itself: {process.communicate()}"
 
 
 def test_killed_and_stopped_during_training_the_same_command_ends_with_the_same_weights(
@@ -51,7 +48,7 @@ def test_killed_and_stopped_during_training_the_same_command_ends_with_the_same_
     process = _start(*words)
     _wait_for_checkpoint(run, 12, process)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=CEILING)
     assert process.returncode == 130 and err.splitlines()[-1] == "dovetail: stopped; the same command goes on from here"
     left = max(_checkpoints(run))
     assert 12 <= left < STEPS, "the stop came too late to say anything"

@@ -15,6 +15,7 @@ import torch
 from conftest import ROOT
 from test_launch import TAKEN, go, words
 from torch import Tensor
+from waiting import CEILING
 
 from dovetail.edges import tensors
 from dovetail.engines import checkpoints, sharding
@@ -35,7 +36,7 @@ def two(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = subprocess.run(
         [*launcher, "--main_process_port=0", str(Path(pair.__file__)), str(tiny_base), str(out), *ready],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(places), "DOVETAIL_HOME": str(out / "home")},
-        capture_output=True, text=True, timeout=200, check=False,
+        capture_output=True, text=True, timeout=CEILING, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     return out

@@ -12,6 +12,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from PIL import Image
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from waiting import CEILING
 
 SIDE, TOKENS, WIDTH = 32, 16, 16
 SHAPES = ("round", "square", "striped", "dotted", "plain")
@@ -212,7 +213,7 @@ def flags(tables: dict[str, Any]) -> list[str]:
     return [x for t, keys in tables.items() for k, v in keys.items() for x in ("--set", f"{t}.{k}={json.dumps(v)}")]
 
 
-def cli(*words: object, cwd: Path | None = None, timeout: float = 120, **env: str) -> subprocess.CompletedProcess[str]:
+def cli(*words: object, cwd: Path | None = None, timeout: float = CEILING, **env: str) -> subprocess.CompletedProcess[str]:
     """`dovetail` in a process of its own."""
     command = [sys.executable, "-m", "dovetail.cli", *map(str, words)]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=timeout, env=os.environ | env, check=False)

@@ -167,5 +167,5 @@ def test_a_text_without_tags_is_what_it_was(text: str) -> None:
 
 
 def test_many_spaces_cost_no_time() -> None:
-    began = time.perf_counter()
-    assert prompts.tags(" " * 4000 + "x")[1] == () and time.perf_counter() - began < 0.1
+    began = time.process_time()
+    assert prompts.tags(" " * 4000 + "x")[1] == () and time.process_time() - began < 0.1

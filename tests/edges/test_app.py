@@ -15,9 +15,10 @@ import httpx
 import pytest
 import small_studio
 from PIL import Image
-from small_studio import Serving, until
+from small_studio import Serving
 from starlette.requests import Request
 from tiny import SIDE, drawing
+from waiting import CEILING, until
 
 from dovetail.edges import app as web
 from dovetail.edges.app import intake, pictures, streams, waiting
@@ -217,7 +218,8 @@ def test_an_answer_on_a_kept_connection_does_not_wait_for_a_delayed_acknowledgem
         started = time.perf_counter()
         client.get("/health")
         taken.append(time.perf_counter() - started)
-    assert sorted(taken)[10] < 0.03, "TCP_NODELAY is not set: every answer waits 40 ms"
+    # The first few are acknowledged at once; of the rest not one is quick where all wait.
+    assert min(taken[-8:]) < 0.03, "TCP_NODELAY is not set: every answer waits 40 ms"
 
 
 def _figures(client: httpx.Client) -> dict[str, float]:
@@ -259,7 +261,7 @@ def test_a_request_that_is_cancelled_while_it_is_taken_in_leaves_no_work_behind(
     class Slow(small_studio.SmallStudio):
         def submit(self, wanted: Any, caller: Caller) -> list[Ticket]:
             entered.set()
-            go_on.wait(20)
+            go_on.wait(CEILING)
             taken.extend(Ticket(wish, caller) for wish in wanted)
             return taken
 
@@ -267,7 +269,7 @@ def test_a_request_that_is_cancelled_while_it_is_taken_in_leaves_no_work_behind(
         door = intake.Door(studio=studio, steps=2, guidance_scale=3.0, named=lambda s, _: s, check=lambda _: None)
         request = Request({"type": "http", "headers": [], "state": {"key": "", "request_id": ""}})
         asking = asyncio.create_task(waiting.submitted(door, request, intake.Asked(prompt="a cat")))
-        await asyncio.to_thread(entered.wait, 20)
+        await asyncio.to_thread(entered.wait, CEILING)
         asking.cancel()
         with pytest.raises(asyncio.CancelledError):
             await asking

@@ -16,8 +16,9 @@ import webuiapi
 from huggingface_hub import InferenceClient, constants
 from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image
-from small_studio import Serving, until
+from small_studio import Serving
 from tiny import SIDE, drawing
+from waiting import until
 
 NUMBERS: dict[str, Any] = {"seed": 11, "guidance_scale": 2.5, "negative_prompt": "a dog"}
 
@@ -209,14 +210,14 @@ def test_progress_is_told_and_interrupt_gives_what_is_done_and_frees_the_painter
     studio, made = serving.studio, list[webuiapi.WebUIApiResult]()
     assert webui.get_progress()["state"]["job_count"] == 0
     webui.set_options({"live_previews_enable": True})
-    before, beside = len(studio.painted), serving.ask(seed=1)
+    beside = serving.ask(seed=1)
+    studio.stops_at = len(studio.painted) + 1, 6
     ask = threading.Thread(
         target=lambda: made.append(webui.txt2img(prompt="a cat", n_iter=3, steps=50, width=SIDE, height=SIDE))
     )
     ask.start()
     try:
-        until(lambda: len(studio.painted) > before + 1 and any(t.step > 5 for t in studio.under_way()))
-        studio.open.clear()
+        until(lambda: not studio.open.is_set())
         told = webui.get_progress()
         shown = serving.client.get("/sdapi/v1/progress", params={"skip_current_image": False}).json()["current_image"]
         assert 0.3 < told["progress"] < 1 and told["state"]["job_count"] == 3 and told["eta_relative"] > 0

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from dovetail.edges import compiler
+from dovetail.errors import BadConfigError
 
 SOURCE = "int twice(int n) { return 2 * n; }"
 
@@ -64,7 +65,7 @@ def test_a_machine_that_cannot_has_none(tmp_path: Path, monkeypatch: pytest.Monk
     if why == "another system":
         monkeypatch.setattr(compiler.platform, "system", lambda: "Windows")
     if why == "it hangs":
-        (tmp_path / "cc").write_text("#!/bin/sh\nsleep 60\n")
+        (tmp_path / "cc").write_text("#!/bin/sh\nexec sleep 600\n")
         (tmp_path / "cc").chmod(0o755)
         monkeypatch.setenv("CC", str(tmp_path / "cc"))
         monkeypatch.setattr(compiler, "SECONDS", 0.2)
@@ -82,10 +83,45 @@ def test_a_damaged_file_is_made_again(tmp_path: Path, monkeypatch: pytest.Monkey
     needs_one()
     make, made = compiler._make, []
 
-    def damaged(compiler: str, sources: tuple[Path, ...], to: Path) -> None:
+    def damaged(compiler: str, flags: tuple[str, ...], sources: tuple[Path, ...], to: Path) -> None:
         made.append(to)
-        make(compiler, sources, to) if len(made) > 1 else to.write_bytes(b"not a library")
+        make(compiler, flags, sources, to) if len(made) > 1 else to.write_bytes(b"not a library")
 
     monkeypatch.setattr(compiler, "_make", damaged)
     found = compiler.compiled(source(tmp_path))
     assert found is not None and found.twice(4) == 8 and len(made) == 2
+
+
+BEYOND = {
+    "avx2": ("__AVX512F__", "__AVX512BF16__", "__AMX_TILE__", "__AMX_BF16__", "__AMX_INT8__"),
+    "avx512": ("__AVX512BF16__", "__AMX_TILE__", "__AMX_BF16__", "__AMX_INT8__"),
+    "avx512_bf16": ("__AMX_TILE__", "__AMX_BF16__", "__AMX_INT8__"),
+    "amx": (),
+}
+
+
+@pytest.mark.skipif(compiler.platform.machine() != "x86_64", reason="another processor")
+@pytest.mark.parametrize("most", ["", *BEYOND])
+def test_no_more_of_the_processor_is_used_than_is_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: str) -> None:
+    """Above all on one that has it all; what a name allows is there wherever the processor has it."""
+    needs_one()
+    names = BEYOND["avx2"]
+    text = "\n".join(f"#ifdef {name}\nint has{name}(void) {{ return 1; }}\n#endif" for name in names)
+    monkeypatch.delenv("DOVETAIL_CPU", raising=False)
+    every = {name for name in names if hasattr(compiler.compiled(source(tmp_path, text)), f"has{name}")}
+    compiler.compiled.cache_clear()
+    monkeypatch.setenv("DOVETAIL_CPU", most)
+    found = compiler.compiled(source(tmp_path, text))
+    assert found is not None
+    assert {name for name in names if hasattr(found, f"has{name}")} == every - set(BEYOND.get(most, ()))
+
+
+def test_a_processor_that_nobody_knows_is_said_before_anything_is_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOVETAIL_CPU", "sse9")
+    for asked in (compiler.compiled, compiler.ahead):
+        with pytest.raises(
+            BadConfigError, match="DOVETAIL_CPU is 'sse9'; take one of avx2, avx512, avx512_bf16, amx, or leave it"
+        ):
+            asked(source(tmp_path))

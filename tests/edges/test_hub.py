@@ -11,6 +11,7 @@ import loopback_hub as loopback
 import pytest
 import tiny
 from loopback_hub import BREAKS, READS, WRITES
+from waiting import CEILING
 
 NOWHERE = "http://127.0.0.1:9"  # the port of discard, where nobody listens
 
@@ -40,7 +41,7 @@ def ask(url: str, *asked: list[Any], xet: bool = False) -> list[tuple[bool, str]
     told = os.environ | {"HF_ENDPOINT": url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "" if xet else "1"}
     told.pop("HF_TOKEN", None)
     command = [sys.executable, "-c", SCRIPT, json.dumps(asked)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100, env=told, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=CEILING, env=told, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return [tuple(json.loads(line[4:])) for line in done.stdout.splitlines() if line.startswith("OUT ")]
 

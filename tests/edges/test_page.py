@@ -4,8 +4,7 @@ import base64
 import hashlib
 import io
 import re
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ import pytest
 from browser import Browser, browser, missing
 from PIL import Image, PngImagePlugin
 from tiny import SIDE
+from waiting import until
 from wire import Wire
 
 from dovetail.core import solvers
@@ -115,13 +115,6 @@ def _paint(page: Browser, prompt: str, images: int = 1) -> None:
     page.type("#prompt", prompt)
     page.press("Control", "Enter")
     page.until(f"{DONE} === {images}")
-
-
-def _until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not true():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.02)
 
 
 def _png(told: dict[str, str], compressed: bool = False) -> bytes:
@@ -304,7 +297,7 @@ def test_escape_stops_and_the_endpoint_hears_of_it(page: Browser, wire: Wire) ->
     page.until("document.querySelector('#view img')")
     page.press("Escape")
     page.until("document.getElementById('said').textContent === 'Stopped.'")
-    _until(lambda: wire.left == left + 1)
+    until(lambda: wire.left == left + 1)
     assert page.run("return document.getElementById('past').hidden && document.getElementById('stop').hidden")
     wire.slow.clear()
     _paint(page, "a cat")

@@ -1,5 +1,6 @@
 """What a training does otherwise on a GPU, tried on a CPU: late reading, channels last, compiled blocks."""
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -100,8 +101,21 @@ def test_weights_that_lie_channels_last_go_on_bit_for_bit_and_are_written_plain(
     whole, half = run(tmp_path / "whole", 6), run(tmp_path / "cut", 4)
     assert not all(w.is_contiguous() for w in half.values()), "they do lie so"
     assert tensors.digest(run(tmp_path / "cut", 6)) == tensors.digest(whole)
-    plain, _ = teach(tiny_base, tmp_path / "plain", material, config(mixed_precision=precision, lr_scheduler="constant"))
-    assert all((plain[n] - w).norm() <= 0.02 * w.norm() + 1e-3 for n, w in whole.items())
+    began = dict(Models(tiny_base, CPU).unet.named_parameters())
+    plain = exact = teach(tiny_base, tmp_path / "plain", material, config(lr_scheduler="constant"))[0]
+    if precision != "no":
+        settings = config(mixed_precision=precision, lr_scheduler="constant")
+        plain, _ = teach(tiny_base, tmp_path / "halves", material, settings)
+
+    def off(weights: dict[str, Tensor], names: Sequence[str]) -> float:
+        """How far from the exact ones, in parts of the way that those went."""
+        apart, gone = ([(found[n] - than[n]).norm() for n in names] for found, than in ((weights, exact), (exact, began)))
+        return float(torch.stack(apart).norm() / torch.stack(gone).norm())
+
+    # In another layout bf16 convolutions round otherwise, and which of them do is the processor's matter; AdamW's steps are as
+    # long where a gradient is all rounding. So neither layout may be further from the exact training than the other is.
+    assert off(whole, [*whole]) <= 1.25 * off(plain, [*whole]) + 0.002
+    assert max(off(whole, [n]) for n in whole) < {"no": 0.1, "bf16": 0.5}[precision]
 
 
 OF_DYNAMO = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # it looks at all there is of one

@@ -11,9 +11,9 @@ import pytest
 import tiny
 import torch
 from diffusers import StableDiffusionPipeline
-from small_studio import until
 from tuned import write_tuned
 from typer.testing import CliRunner
+from waiting import CEILING, until
 
 from dovetail import library
 from dovetail.cli import app
@@ -37,7 +37,7 @@ def painted(made: Revision, *wishes: Wish) -> list[bytes]:
     """All asked for at once."""
     painting = Studio(made)
     try:
-        return [ticket.future.result(60).png for w in wishes for ticket in painting.submit([w], Caller())]
+        return [ticket.future.result(CEILING).png for w in wishes for ticket in painting.submit([w], Caller())]
     finally:
         painting.close()
 
@@ -99,7 +99,7 @@ def test_what_paints_at_other_scales_is_kept_for_the_next_start_and_given_back_a
     monkeypatch.setattr(studio, "REST_SECONDS", 0.05)
     painting = Studio(made)
     until(lambda: made._lora is None)
-    assert [painting.submit([w], Caller())[0].future.result(60).png for w in (WISH, half)] == [plain, first]
+    assert [painting.submit([w], Caller())[0].future.result(CEILING).png for w in (WISH, half)] == [plain, first]
     until(lambda: made._lora is None)
     painting.close()
     again = Revision(made.models, made.served, "openvino", made._kept)
@@ -113,12 +113,12 @@ def test_other_pictures_go_on_while_it_is_made_and_what_cannot_be_made_fails_alo
     painting = Studio(made)
 
     def broken(folder: Path, device: torch.device) -> Any:
-        painting.submit([WISH], Caller())[0].future.result(20)
+        painting.submit([WISH], Caller())[0].future.result(CEILING)
         raise OSError("unreadable: /secret/place")
 
     monkeypatch.setattr(adapters, "read", broken)
     (ticket,) = painting.submit([replace(WISH, lora_scale=0.5)], Caller())
-    assert str(ticket.future.exception(30)) == "painting failed: OSError"
+    assert str(ticket.future.exception(CEILING)) == "painting failed: OSError"
     assert painting.ready
     painting.close()
 
@@ -146,7 +146,7 @@ def test_a_model_without_a_lora_has_one_scale(tiny_base: Path, tuned: Path, tmp_
     with pytest.raises(WishError, match="lora_scale can only be 1 here: tuned was not tuned with a LoRA") as refused:
         painting.submit([replace(WISH, lora_scale=0.5)], Caller())
     assert refused.value.parameter == "lora_scale" and not made.served.lora
-    assert painting.submit([replace(WISH, lora_scale=1.0)], Caller())[0].future.result(20).png
+    assert painting.submit([replace(WISH, lora_scale=1.0)], Caller())[0].future.result(CEILING).png
     painting.close()
 
 
@@ -155,7 +155,7 @@ def test_a_release_without_a_lora_leaves_what_waits_for_one_to_the_version_befor
     wishes = [replace(WISH, seed=n, steps=8, lora_scale=scale) for n, scale in enumerate((1.0, 1.0, 0.5, 1.0))]
     tickets = [painting.submit([wish], Caller())[0] for wish in wishes]
     painting.swap(endpoint.opened(tiny_base, "tuned", "2", "torch"))
-    made = [ticket.future.result(30) for ticket in tickets]
+    made = [ticket.future.result(CEILING) for ticket in tickets]
     assert (made[2].version, made[3].version) == ("1", "2")
     with pytest.raises(WishError, match="not tuned with a LoRA"):
         painting.submit([wishes[2]], Caller())

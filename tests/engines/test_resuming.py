@@ -9,6 +9,7 @@ import pytest
 import torch
 from schooling import CPU, config, teach
 from torch import Tensor
+from waiting import CEILING
 
 from dovetail.edges import machine, tensors
 from dovetail.edges.console import Show
@@ -206,7 +207,7 @@ def _slow_disk(monkeypatch: pytest.MonkeyPatch, released: threading.Event) -> li
 
     def slowly(final: Path, checkpoint: Checkpoint) -> None:
         begun.append(checkpoint.step)
-        assert released.wait(60), "the training waits for the disk"
+        assert released.wait(CEILING), "the training waits for the disk"
         write(final, checkpoint)
 
     monkeypatch.setattr(checkpoints, "write", slowly)

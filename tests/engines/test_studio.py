@@ -16,6 +16,7 @@ import torch
 from schooling import CPU
 from tiny import SIDE
 from torch import Tensor
+from waiting import CEILING, until
 
 from dovetail.core import solvers
 from dovetail.edges import adapters, pixels
@@ -59,14 +60,7 @@ def cats(tiny_base: Path) -> Revision:
 def painting(cats: Revision) -> Iterator[Studio]:
     made = Studio(cats)
     yield made
-    made.close(5)
-
-
-def wait_for(what: Any, seconds: float = 10) -> None:
-    ends = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < ends, "it did not come to be"
-        time.sleep(0.005)
+    made.close(CEILING)
 
 
 class Gate:
@@ -110,24 +104,25 @@ def test_company_changes_no_byte(
     predict = held.predict
 
     def watched(parts: Any) -> list[Tensor]:
-        all_there.wait(20)
+        all_there.wait(CEILING)
         calls.append([None if told.shift is None else float(told.shift[0]) for _, _, told in parts])
         return predict(parts)
 
     monkeypatch.setattr(held, "predict", watched)
     made = Studio(held, rows=99)
     tickets = made.submit(wishes, Caller())
-    wait_for(lambda: not made.state()["waiting"] and not made._preparing)
+    until(lambda: not made.state()["waiting"] and not made._preparing)
     all_there.set()
-    crowded = [t.future.result(60).png for t in tickets]
-    together = [t.future.result(60).png for w in wishes for t in made.submit([w], Caller(key=str(w.seed % 3)))]
+    crowded = [t.future.result(CEILING).png for t in tickets]
+    together = [t.future.result(CEILING).png for w in wishes for t in made.submit([w], Caller(key=str(w.seed % 3)))]
     made.close()
     assert crowded == together and max(map(len, calls)) > 1 and max(len(set(call)) for call in calls) > 2
     assert all(None not in call or set(call) == {None} for call in calls)
     (whole := Path(shutil.copytree(held.models.folder, tmp_path / "whole")) / adapters.FILE).unlink()
     without = Studio(Revision(Models(whole.parent, CPU), replace(held.served, lora=False), engine, held._kept))
     at_1 = [i for i, wish in enumerate(wishes) if wish.lora_scale == 1]
-    assert [t.future.result(60).png for t in without.submit([wishes[i] for i in at_1], Caller())] == [together[i] for i in at_1]
+    alone = without.submit([wishes[i] for i in at_1], Caller())
+    assert [t.future.result(CEILING).png for t in alone] == [together[i] for i in at_1]
     without.close()
 
 
@@ -135,24 +130,24 @@ def test_it_is_the_picture_that_the_painter_paints(painting: Studio, tiny_base: 
     (ticket,) = painting.submit([WISH], Caller())
     order = painter.Order(prompt=WISH.prompt, seed=WISH.seed)
     other = painter.paint(Models(tiny_base, CPU), [order], steps=4, guidance_scale=3.0)[0]
-    painted = pixels.decode(ticket.future.result(20).png, (0, 0, 0)).pixels
+    painted = pixels.decode(ticket.future.result(CEILING).png, (0, 0, 0)).pixels
     assert np.abs(painted.astype(int) - other).max() <= 1 and painted.std() > 1
 
 
 def test_a_short_wish_does_not_wait_for_a_long_one(painting: Studio) -> None:
     (long,) = painting.submit([replace(WISH, steps=100)], Caller())
-    wait_for(lambda: long.step > 2)
+    until(lambda: long.step > 2)
     (short,) = painting.submit([replace(WISH, steps=2)], Caller())
-    short.future.result(20)
+    short.future.result(CEILING)
     assert not long.future.done() and long.step < 90
-    long.future.result(20)
+    long.future.result(CEILING)
 
 
 def test_previews_come_on_the_way_and_look_like_what_comes(painting: Studio) -> None:
     heard: list[int] = []
     (ticket,) = painting.submit([replace(WISH, steps=9)], Caller(previews=2))
     ticket.heard = lambda t: heard.append(len(t.previews))
-    end = pixels.decode(ticket.future.result(20).png, (0, 0, 0)).pixels.astype(int)
+    end = pixels.decode(ticket.future.result(CEILING).png, (0, 0, 0)).pixels.astype(int)
     assert len(ticket.previews) == 2
     first, last = (np.abs(pixels.decode(p, (0, 0, 0)).pixels.astype(int) - end).mean() for p in ticket.previews)
     assert 0 < last < first
@@ -163,9 +158,9 @@ def test_previews_of_a_slow_decoder_are_colours_of_the_latents(tiny_base: Path, 
     slow = revision(tiny_base)
     made, decode, calls = Studio(slow), slow.models.decode, list[int]()
     monkeypatch.setattr(slow.models, "decode", lambda latents: (calls.append(1), decode(latents))[1])
-    made.submit([WISH], Caller())[0].future.result(20)
+    made.submit([WISH], Caller())[0].future.result(CEILING)
     (ticket,) = made.submit([replace(WISH, steps=9, seed=4)], Caller(previews=3))
-    end = pixels.decode(ticket.future.result(20).png, (0, 0, 0)).pixels.astype(float)
+    end = pixels.decode(ticket.future.result(CEILING).png, (0, 0, 0)).pixels.astype(float)
     last = pixels.decode(ticket.previews[-1], (0, 0, 0)).pixels.astype(float)
     assert len(calls) == 2 and last.shape == end.shape  # a decoding for each finished picture, none for the previews
     assert np.abs(end - last).mean() < np.abs(end - 255 + last).mean()  # nearer than its negative
@@ -174,18 +169,19 @@ def test_previews_of_a_slow_decoder_are_colours_of_the_latents(tiny_base: Path, 
 
 def test_what_is_dropped_or_late_is_gone_within_a_step(cats: Revision, monkeypatch: pytest.MonkeyPatch) -> None:
     gate, made = Gate(monkeypatch, cats), Studio(cats)
+    began = time.monotonic()
     (dropped,) = made.submit([replace(WISH, steps=50)], Caller())
     (late,) = made.submit([replace(WISH, steps=50)], Caller(seconds=0.3))
-    wait_for(lambda: gate.calls == 1)
+    until(lambda: gate.calls == 1)
     dropped.drop()
-    time.sleep(0.35)
+    until(lambda: time.monotonic() > began + 0.35)  # the time of the other one is up
     before = gate.calls
     gate.let(2)
     with pytest.raises(DroppedError):
-        dropped.future.result(5)
+        dropped.future.result(CEILING)
     with pytest.raises(LateError, match=r"0\.3 s"):
-        late.future.result(5)
-    wait_for(lambda: not made.under_way())
+        late.future.result(CEILING)
+    until(lambda: not made.under_way())
     assert gate.calls - before <= 1
     gate.let()
     made.close()
@@ -204,7 +200,7 @@ def test_a_wish_that_fails_fails_alone(cats: Revision, monkeypatch: pytest.Monke
     monkeypatch.setattr(cats, "predict", poisoned)
     wishes = [WISH, replace(WISH, prompt="a dog"), replace(WISH, guidance_scale=1.0), replace(WISH, seed=8, steps=9)]
     tickets = [made.submit([w], Caller())[0] for w in wishes]
-    wait([t.future for t in tickets], 20)
+    wait([t.future for t in tickets], CEILING)
     assert [type(t.future.exception()) for t in tickets] == [type(None), UnpaintableError, UnpaintableError, type(None)]
     assert "secret" not in str(tickets[1].future.exception()) and "no numbers" in str(tickets[2].future.exception())
     made.close()
@@ -220,10 +216,10 @@ def test_it_says_that_it_cannot_paint_and_comes_back_by_itself(cats: Revision, m
     monkeypatch.setattr(cats, "predict", broken)
     for _ in range(studio.SICK):
         with pytest.raises(UnpaintableError):
-            made.submit([WISH], Caller())[0].future.result(5)
-    wait_for(lambda: not made.ready)
+            made.submit([WISH], Caller())[0].future.result(CEILING)
+    until(lambda: not made.ready)
     monkeypatch.setattr(cats, "predict", predict)
-    wait_for(lambda: made.ready)
+    until(lambda: made.ready)
     made.close()
 
 
@@ -237,7 +233,7 @@ def test_a_full_queue_is_refused_with_the_time_it_takes(cats: Revision, monkeypa
     assert 15 <= len(tickets) <= 18 and 1 <= busy.value.retry_after_seconds <= 120
     assert made.state()["waiting"] >= len(tickets) - 1 and made.state()["running"] <= 1
     gate.let()
-    wait([t.future for t in tickets], 30)
+    wait([t.future for t in tickets], CEILING)
     assert all(isinstance(t.future.result(), Painted) for t in tickets)
     made.close()
 
@@ -251,8 +247,8 @@ def test_keys_share_fairly_and_steps_are_lowered_only_where_allowed(cats: Revisi
     for ticket in tickets:
         ticket.future.add_done_callback(lambda f, t=ticket: order.append(t.caller.key))  # type: ignore[misc]
     gate.let()
-    wait([t.future for t in tickets], 30)
-    wait_for(lambda: len(order) == 7)
+    wait([t.future for t in tickets], CEILING)
+    until(lambda: len(order) == 7)
     assert order.index("one") <= 2
     assert tickets[-1].future.result().degraded == "steps 8 -> 2" and tickets[-1].future.result().wish.steps == 2
     assert all(t.future.result().degraded == "" for t in tickets[:-1])
@@ -262,9 +258,9 @@ def test_keys_share_fairly_and_steps_are_lowered_only_where_allowed(cats: Revisi
 def test_a_swap_at_a_step_ends_what_runs_on_the_old_weights(tiny_base: Path) -> None:
     made, second = Studio(revision(tiny_base, "1"), rows=2), revision(tiny_base, "2")
     tickets = [made.submit([replace(WISH, seed=n, steps=8)], Caller())[0] for n in range(5)]
-    wait_for(lambda: tickets[0].step > 0)
+    until(lambda: tickets[0].step > 0)
     made.swap(second)
-    versions = [t.future.result(20).version for t in tickets]
+    versions = [t.future.result(CEILING).version for t in tickets]
     assert versions[0] == "1" and versions[-1] == "2" and made.served.version == "2"
     made.close()
 
@@ -272,7 +268,7 @@ def test_a_swap_at_a_step_ends_what_runs_on_the_old_weights(tiny_base: Path) -> 
 def test_closing_finishes_what_is_under_way_and_takes_nothing_more(cats: Revision) -> None:
     made = Studio(cats)
     tickets = [made.submit([WISH], Caller())[0] for _ in range(3)]
-    made.close(20)
+    made.close(CEILING)
     assert all(t.future.result(0).png for t in tickets) and not made.ready
     with pytest.raises(ClosedError):
         made.submit([WISH], Caller())
@@ -297,11 +293,11 @@ def test_what_cannot_be_done_is_refused_by_name(painting: Studio, wrong: dict[st
 
 def test_a_picture_says_how_it_came_to_be(painting: Studio) -> None:
     (ticket,) = painting.submit([replace(WISH, negative_prompt="blue\nsky", sampler="euler_a")], Caller())
-    painted = ticket.future.result(20)
+    painted = ticket.future.result(CEILING)
     wish, told = receipts.wish_of(painted.png)
     assert wish == painted.wish and told["digest"] == "11111111" and "Sampler: euler_a" in told["parameters"]
     (again,) = painting.submit([wish], Caller())
-    assert receipts.difference(painted.png, again.future.result(20), told) == ""
+    assert receipts.difference(painted.png, again.future.result(CEILING), told) == ""
     other = told | {"digest": "2"}
     assert receipts.difference(painted.png + b"x", again.future.result(), other).startswith("another model")
     with pytest.raises(WishError, match="does not say its prompt"):

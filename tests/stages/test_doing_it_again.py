@@ -16,6 +16,7 @@ from diffusers import StableDiffusionPipeline
 from safetensors import safe_open
 from safetensors.torch import load_file
 from tiny import SHORT, short
+from waiting import CEILING
 
 from dovetail import library
 from dovetail.edges import models, pixels
@@ -297,7 +298,7 @@ def test_a_published_lora_can_be_taken_back_to_its_base_where_it_is_served(
     for revision, scale in ((opened[0], 0.0), (opened[1], 1.0), (opened[0], 1.0)):
         studio = Studio(revision)
         (ticket,) = studio.submit([replace(wish, lora_scale=scale)], Caller())
-        pictures.append(pixels.decode(ticket.future.result(20).png, (0, 0, 0)).pixels.astype(int))
+        pictures.append(pixels.decode(ticket.future.result(CEILING).png, (0, 0, 0)).pixels.astype(int))
         studio.close()
     assert abs(pictures[0] - pictures[1]).max() <= 1 and abs(pictures[2] - pictures[1]).max() > 8
 

@@ -5,7 +5,6 @@ import io
 import json
 import shutil
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import httpx
 import pytest
 from PIL import Image
 from tiny import SIDE
+from waiting import CEILING, until
 
 from dovetail.config import Endpoint, Production
 from dovetail.edges import app as web
@@ -101,22 +101,25 @@ class Serving:
 
     def __init__(self, find: Any) -> None:
         self.said: list[str] = []
+        self.looks = 0  # how often it was asked what is in force
         self.bound = web.bind("127.0.0.1", 0)
         port = self.bound.getsockname()[1]
         self.bound.close()
         self.server: web.Server | None = None
         config = Endpoint(port=port, steps=1)
+
+        def looked() -> Any:
+            self.looks += 1
+            return find()
+
         self.url = f"http://127.0.0.1:{port}"
-        self.thread = threading.Thread(target=endpoint.serve, args=(find, "cats", 2.0, config, self), daemon=True)
+        self.thread = threading.Thread(target=endpoint.serve, args=(looked, "cats", 2.0, config, self), daemon=True)
 
     def say(self, text: str) -> None:
         self.said.append(text)
 
     def until(self, text: str) -> None:
-        deadline = time.monotonic() + 20
-        while not any(text in line for line in self.said):
-            assert time.monotonic() < deadline, f"{text!r} was not said, only {self.said}"
-            time.sleep(0.01)
+        until(lambda: any(text in line for line in self.said), lambda: f"{text!r} was not said, only {self.said}")
 
 
 @pytest.fixture
@@ -137,7 +140,7 @@ def serving(two_versions: Registry, monkeypatch: pytest.MonkeyPatch) -> Iterator
     served.until("answers at")
     yield served
     made[0].server.should_exit = True
-    served.thread.join(30)
+    served.thread.join(CEILING)
     assert not served.thread.is_alive()
 
 
@@ -154,7 +157,7 @@ def test_the_endpoint_follows_promotions_and_rollbacks_while_requests_run_and_no
     done = threading.Event()
 
     def keep_asking() -> None:
-        with httpx.Client(base_url=serving.url, timeout=30, trust_env=False) as client:
+        with httpx.Client(base_url=serving.url, timeout=CEILING, trust_env=False) as client:
             while not done.is_set():
                 answers.append(_ask(client))
 
@@ -168,9 +171,8 @@ def test_the_endpoint_follows_promotions_and_rollbacks_while_requests_run_and_no
         ):
             move()
             serving.until(f"now serving cats {expected}")
-            mark, deadline = len(answers), time.monotonic() + 20
-            while not any(version == expected for _, version, _ in answers[mark:]) and time.monotonic() < deadline:
-                time.sleep(0.01)
+            mark = len(answers)
+            until(lambda mark=mark, expected=expected: any(version == expected for _, version, _ in answers[mark:]))
     finally:
         done.set()
         for thread in threads:
@@ -188,9 +190,10 @@ def test_a_version_that_cannot_be_loaded_is_refused_once_and_the_old_one_serves_
 ) -> None:
     two_versions.promote("cats", "broken", "")
     serving.until("still serving cats v1")
-    with httpx.Client(base_url=serving.url, timeout=30, trust_env=False) as client:
+    with httpx.Client(base_url=serving.url, timeout=CEILING, trust_env=False) as client:
         assert _ask(client)[:2] == (200, "v1")
-        time.sleep(0.3)
+        looks = serving.looks
+        until(lambda: serving.looks > looks + 3)
         assert len([line for line in serving.said if "still serving" in line]) == 1
         two_versions.promote("cats", "v2", "")
         serving.until("now serving cats v2")
@@ -211,8 +214,7 @@ def test_a_registry_that_cannot_be_read_for_a_moment_does_not_end_the_following(
     follower = threading.Thread(target=endpoint._follow, args=(find, "cats", studio, stopped, told, Endpoint()), daemon=True)
     follower.start()
     try:
-        while follower.is_alive() and studio.served.version != "v2":
-            time.sleep(0.02)
+        until(lambda: not follower.is_alive() or studio.served.version == "v2")
         assert studio.served.version == "v2", "the follower has ended"
     finally:
         stopped.set()

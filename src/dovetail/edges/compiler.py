@@ -1,4 +1,8 @@
-"""The C compiler of this machine, where it has one: source files become functions, once per machine."""
+"""The C compiler of this machine, where it has one: source files become functions, once per machine.
+
+`DOVETAIL_CPU` names what they may use of the processor at most: `avx2`, `avx512`, `avx512_bf16` or `amx`; all that it has where
+it is not set.
+"""
 
 import contextlib
 import ctypes
@@ -13,8 +17,18 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from dovetail.errors import BadConfigError
+
 FLAGS = ("-O3", "-march=native", "-mprefer-vector-width=512", "-fno-math-errno", "-fno-trapping-math", "-fopenmp")
-SECONDS = 60  # that a compiler may take
+SECONDS = 300  # that a compiler may take: a few of work, more on a machine that is busy
+MOST = "DOVETAIL_CPU"
+NO_AMX = ("-mno-amx-tile", "-mno-amx-bf16", "-mno-amx-int8")
+LESS = {  # flags that take away what a processor has beyond that
+    "avx2": (*NO_AMX, "-mno-avx512f"),  # and all that stands on it
+    "avx512": (*NO_AMX, "-mno-avx512bf16"),
+    "avx512_bf16": NO_AMX,
+    "amx": (),
+}
 _ONE = threading.Lock()
 
 
@@ -22,10 +36,12 @@ _ONE = threading.Lock()
 def compiled(sources: tuple[Path, ...]) -> ctypes.CDLL | None:
     """The functions of C files; None where no compiler makes them.
 
-    They are kept in `$XDG_CACHE_HOME/dovetail` or `~/.cache/dovetail`, by the sources, the compiler and the processor.
+    They are kept in `$XDG_CACHE_HOME/dovetail` or `~/.cache/dovetail`, by the sources, the compiler and the processor. Raises
+    BadConfigError where `DOVETAIL_CPU` names no kind of processor.
     """
+    flags = (*FLAGS, *less())
     for _ in range(2):
-        made = _made(sources)
+        made = _made(sources, flags)
         if made is None:
             return None
         try:
@@ -36,20 +52,28 @@ def compiled(sources: tuple[Path, ...]) -> ctypes.CDLL | None:
 
 
 def ahead(sources: tuple[Path, ...]) -> None:
-    """Have them compiled beside what is done next."""
-    threading.Thread(target=_made, args=(sources,), daemon=True).start()
+    """Have them compiled beside what is done next. Raises as `compiled` does."""
+    threading.Thread(target=_made, args=(sources, (*FLAGS, *less())), daemon=True).start()
 
 
-def _made(sources: tuple[Path, ...]) -> Path | None:
+def less() -> tuple[str, ...]:
+    """Flags for what `DOVETAIL_CPU` allows. Raises BadConfigError where that is no kind of processor."""
+    most = os.environ.get(MOST, "")
+    if most and most not in LESS:
+        raise BadConfigError(f"{MOST} is {most!r}", do=f"take one of {', '.join(LESS)}, or leave it")
+    return LESS[most] if most and platform.machine() in ("x86_64", "AMD64") else ()
+
+
+def _made(sources: tuple[Path, ...], flags: tuple[str, ...]) -> Path | None:
     """Where they are; nothing is loaded, so that PyTorch's OpenMP will be there first."""
     compiler = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc")
     if compiler is None or platform.system() != "Linux":
         return None
     with _ONE, contextlib.suppress(OSError, subprocess.SubprocessError):
-        told = [*(source.read_bytes() for source in sources), *map(str.encode, (compiler, *FLAGS, _processor()))]
+        told = [*(source.read_bytes() for source in sources), *map(str.encode, (compiler, *flags, _processor()))]
         made = _home() / f"{sources[0].parent.name}-{hashlib.sha256(b'|'.join(told)).hexdigest()[:16]}.so"
         if not made.exists():
-            _make(compiler, sources, made)
+            _make(compiler, flags, sources, made)
         return made
     return None
 
@@ -71,12 +95,12 @@ def _processor() -> str:
     return platform.machine() + next((line for line in lines if line.startswith(("flags", "Features"))), "")
 
 
-def _make(compiler: str, sources: tuple[Path, ...], made: Path) -> None:
-    plain = tuple(flag for flag in FLAGS if flag != "-mprefer-vector-width=512")
+def _make(compiler: str, flags: tuple[str, ...], sources: tuple[Path, ...], made: Path) -> None:
+    plain = tuple(flag for flag in flags if flag != "-mprefer-vector-width=512")
     with tempfile.TemporaryDirectory(dir=made.parent) as folder:
         temporary = Path(folder) / made.name
         try:
-            _build(compiler, FLAGS, sources, temporary)
+            _build(compiler, flags, sources, temporary)
         except subprocess.CalledProcessError:  # another compiler's flags, another processor's
             _build(compiler, plain, sources, temporary)
         temporary.replace(made)

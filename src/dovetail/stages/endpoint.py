@@ -79,7 +79,7 @@ def check(repo: Artifact, dataset: Artifact, hints: Hints, config: Endpoint, des
     server.start()
     try:
         answer = _post(f"{server.url}/v1/images/generations", wanted)
-        health = json.loads(urllib.request.urlopen(f"{server.url}/health", timeout=30).read())
+        health = json.loads(urllib.request.urlopen(f"{server.url}/health", timeout=600).read())
     finally:
         server.stop()
         studio.close()

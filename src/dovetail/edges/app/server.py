@@ -47,7 +47,7 @@ class Server:
         """Serve until told to stop (Ctrl-C, SIGTERM or `stop`); requests under way are finished."""
         self.server.run(sockets=[self.bound])
 
-    def start(self, timeout_seconds: float = 30) -> None:
+    def start(self, timeout_seconds: float = 300) -> None:
         """Serve in a thread; returns when it answers. Raises EndpointError where it does not."""
         self._thread.start()
         deadline = time.monotonic() + timeout_seconds
