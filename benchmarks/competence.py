@@ -1,6 +1,6 @@
 """Whether a judge is right about itself: ten sets of real pictures, five that it can judge and five that it cannot.
 
-    python benchmarks/competence.py --out build/competence
+    python -m benchmarks.competence --out build/competence
 
 A judge is tried on each set as before an evaluation (`dovetail.evaluation.competence`). It should find itself able on things,
 colors, icons and shapes with true captions, and not able where captions use words of no meaning, facts that cannot be seen,

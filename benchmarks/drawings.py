@@ -1,6 +1,6 @@
 """Drawings of things that the embedded base has no word for, made by code: headphones, chairs, teapots and others.
 
-    python benchmarks/drawings.py --out build/drawings
+    python -m benchmarks.drawings --out build/drawings
 
 writes one folder a thing (an imagefolder with captions) and one contact sheet a thing at 64 pixels. Parts, proportions and
 ways of drawing are chosen by chance, so that no two drawings are alike and a held-out one was never seen.
@@ -302,8 +302,8 @@ def backpack(rng: np.random.Generator, ink: Ink) -> str:
 
 
 def bicycle(rng: np.random.Generator, ink: Ink) -> str:
-    """Two wheels, a frame, a saddle and a handlebar."""
-    r, y, apart = rng.uniform(17, 21), rng.uniform(66, 70), rng.uniform(26, 29)
+    """Two wheels, a frame, a saddle and a handlebar, to the left or to the right."""
+    r, y, apart = rng.uniform(13, 21), rng.uniform(60, 74), rng.uniform(23, 29)
     tire, tube = rng.uniform(3.5, 5.5), rng.uniform(4.5, 6.5)
     left, right = 50 - apart, 50 + apart
     dark = ink.body if ink.way == "line" else ink.dark
@@ -311,7 +311,7 @@ def bicycle(rng: np.random.Generator, ink: Ink) -> str:
         f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{r:.1f}" fill="none" stroke="{dark}" stroke-width="{tire:.1f}"/>'
         for x in (left, right)
     ]
-    saddle, bar = rng.uniform(36, 41), rng.uniform(30, 36)
+    saddle, bar = y - rng.uniform(26, 36), y - rng.uniform(30, 44)
     pedal, seat_x, head = 50 + rng.uniform(-3, 1), 40 + rng.uniform(-2, 2), right - rng.uniform(8, 11)
     frame = track("M", left, y, "L", pedal, y, "L", seat_x, saddle + 5, "Z", "M", pedal, y, "L", head, bar + 12)
     if rng.random() < 0.7:
@@ -323,7 +323,8 @@ def bicycle(rng: np.random.Generator, ink: Ink) -> str:
         parts.append(stroke(points, dark, 5))
     if rng.random() < 0.25:
         parts.append(rect(head + 1, bar - 1, 15, 12, 2, ink.of("light")))
-    return "".join(parts)
+    turned = "" if rng.random() < 0.5 else "translate(100 0) scale(-1 1)"
+    return f'<g transform="{turned}">{"".join(parts)}</g>'
 
 
 def bucket(rng: np.random.Generator, ink: Ink) -> str:

@@ -1,6 +1,6 @@
 """Planted faults and successes, from the pictures to the verdict, on the embedded base.
 
-    python benchmarks/planted.py --out build/planted
+    python -m benchmarks.planted --out build/planted
 
 Each scenario writes a folder of drawings (`benchmarks/drawings.py`), runs `dovetail`'s own stages up to the evaluation, and
 compares the verdict with what was planted: faults are held and the right guard is named, successes are promoted. Faults of the

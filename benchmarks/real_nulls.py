@@ -1,6 +1,6 @@
 """Forty real nulls: the embedded base against itself, on all axes; promoting any of them is a false alarm.
 
-    python benchmarks/real_nulls.py --out build/real_nulls
+    python -m benchmarks.real_nulls --out build/real_nulls
 
 Eight folders of drawings, five comparisons each. The "tuned" model has the base's own weights, planted into a training's
 artifact, and paints from other seeds; everything else is the evaluation as it is. One seed block's samples serve as the tuned

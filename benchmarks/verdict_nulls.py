@@ -1,6 +1,6 @@
 """How often chance alone is promoted: simulated comparisons of two models that are equally good.
 
-    python benchmarks/verdict_nulls.py --trials 2000
+    python -m benchmarks.verdict_nulls --trials 2000
 
 A difference is prompt effect plus seed effect, each of mean zero. The verdict is the product's own (`decide`) on two target
 axes, prompt and likeness, that share half of their variance, with no guard broken. Printed by distribution, number of prompts
