@@ -46,7 +46,11 @@ def main() -> None:
     args = parser.parse_args()
     never = 10**9
     settings = Training(
-        steps=args.every * (args.checkpoints + 1), checkpoint_every=args.every, held_out_every=never, sample_every=never
+        steps=args.every * (args.checkpoints + 1),
+        checkpoint_every=args.every,
+        held_out_every=never,
+        sample_every=never,
+        early_stop=0,
     )
     models, moments = Models(bases.find("embedded"), machine.pick_device()), [time.perf_counter()]
 

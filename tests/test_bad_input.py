@@ -129,7 +129,7 @@ def test_a_single_picture_goes_through_every_stage_and_the_verdict_is_that_nothi
 ) -> None:
     sealed = bring(_one_group(tmp_path / "one"), "production", **short(production={"promote": "if better"}))
     verdict = json.loads((sealed["evaluation"].folder / "verdict.json").read_text())
-    assert set(STAGE_NAMES) <= sealed.keys() and verdict["answer"] == "cannot tell yet"
+    assert set(STAGE_NAMES) <= sealed.keys() and verdict["decision"] == "cannot tell"
     assert json.loads((sealed["production"].folder / "release.json").read_text())["released"] is False
     assert [e.split for e in sealed["buildout"].records(Example)] == ["train"]
 
@@ -140,19 +140,26 @@ def test_a_single_picture_and_a_base_without_prompts_of_its_own_go_through_too(
     base = tiny.write_base(tmp_path / "bare", with_judge=False, with_prompts=False)
     tables = short(evaluation={"judge": str(tiny_base / "judge")})
     sealed = bring(_one_group(tmp_path / "one"), "production", **tables, base=str(base))
-    assert json.loads((sealed["evaluation"].folder / "verdict.json").read_text())["answer"] == "cannot tell yet"
+    assert json.loads((sealed["evaluation"].folder / "verdict.json").read_text())["decision"] == "cannot tell"
 
 
-def test_a_base_without_a_judge_and_without_a_network_is_said_in_one_line(tmp_path: Path, bring: Any) -> None:
+def _verdict(sealed: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    verdict = json.loads((sealed["evaluation"].folder / "verdict.json").read_text())
+    return verdict, {axis["name"]: axis for axis in verdict["axes"]}
+
+
+def test_without_a_judge_its_axes_are_left_out_and_nothing_is_promoted(tmp_path: Path, bring: Any) -> None:
     base = tiny.write_base(tmp_path / "bare", with_judge=False)
-    with pytest.raises(DovetailError, match="judge") as caught:
-        bring(_one_group(tmp_path / "one"), "evaluation", **short(), base=str(base))
-    assert "\n" not in str(caught.value) and "[evaluation] judge" in str(caught.value)
+    verdict, axes = _verdict(bring(_one_group(tmp_path / "one"), "evaluation", **short(), base=str(base)))
+    assert verdict["decision"] == "cannot tell"
+    assert axes["prompt"]["outcome"] == axes["forgetting"]["outcome"] == "cannot judge"
+    assert "[evaluation] judge" in axes["prompt"]["advice"] and "\n" not in axes["prompt"]["sentence"]
 
 
-def test_no_other_prompts_and_no_rehearsal_are_a_choice(pictures: Path, bring: Any) -> None:
-    sealed = bring(pictures, "evaluation", **short(evaluation={"other_prompts": 0}, processing={"rehearsal_pictures": 0}))
-    assert json.loads((sealed["evaluation"].folder / "verdict.json").read_text())["other"]["count"] == 0
+def test_no_general_prompts_and_no_rehearsal_are_a_choice_that_leaves_forgetting_unmeasured(pictures: Path, bring: Any) -> None:
+    tables = short(evaluation={"other_prompts": 0}, processing={"rehearsal_pictures": 0})
+    verdict, axes = _verdict(bring(pictures, "evaluation", **tables))
+    assert axes["forgetting"]["outcome"] == "cannot judge" and verdict["decision"] != "promote"
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,9 @@ from recipes.embedded_base import icons, prompts, scenes, televisions
 BASE = bases.EMBEDDED
 FILES = sorted(p for p in BASE.rglob("*") if p.is_file())
 EXAMPLES = ROOT / "examples" / "televisions"
-NOUN = re.compile(r"an? (old television with antennas|flat-screen television|television)")
+NOUN = re.compile(
+    r"an? (?:[a-z]+ )*(?:flat-screen )?television(?: with [a-z]+(?: and [a-z ]*?(?:screen|antennas|knobs|legs))?)?"
+)
 
 
 def test_it_is_whole_and_small_enough_to_ship() -> None:
@@ -145,24 +147,28 @@ def test_the_prompts_that_ship_are_of_things_it_learnt_and_the_two_lists_have_no
 
 
 def test_drawings_to_tune_on_and_drawings_of_the_judge_come_from_different_sources() -> None:
-    sources = {role: {d[2] for d in televisions.DRAWINGS.values() if d[0] == role} for role in ("tuning", "judge")}
-    assert len(sources["tuning"]) >= 6 and len(sources["judge"]) >= 4 and not sources["tuning"] & sources["judge"]
-    assert {d[0] for d in televisions.DRAWINGS.values()} <= {"tuning", "judge", "spare"}
+    sources = {
+        role: [row.get("icon") or row["clip"] for row in televisions.TABLE[name].values()]
+        for role, name in televisions.ROLES.items()
+    }
+    assert len(sources["tuning"]) >= 80 and len(sources["judge"]) >= 4 and not set(sources["tuning"]) & set(sources["judge"])
+    assert all(len(set(found)) == len(found) for found in sources.values()), "no drawing stands in the table twice"
 
 
 def test_the_set_that_the_judge_alone_sees_is_not_the_generators() -> None:
     used = {about["used_by"] for about in icons.SETS.values()}
-    judged = [w for _, _, w, _ in (d for d in televisions.DRAWINGS.values() if d[0] == "judge") if isinstance(w, tuple)]
-    assert used == {"generator", "judge"} and all(icons.SETS[w[0]]["used_by"] == "judge" for w in judged)
+    judged = [row["icon"].split(":")[0] for row in televisions.TABLE["judge"].values() if "icon" in row]
+    assert used == {"generator", "judge"} and all(icons.SETS[name]["used_by"] == "judge" for name in judged)
 
 
 def test_the_shipped_pictures_state_caption_group_author_and_licence_each() -> None:
     rows = [json.loads(line) for line in (EXAMPLES / "metadata.jsonl").read_text().splitlines()]
-    tuning = {name for name, d in televisions.DRAWINGS.items() if d[0] == "tuning"}
-    assert {r["group"] for r in rows} == tuning and len(rows) == len(list(EXAMPLES.glob("*.png")))
+    assert {r["group"] for r in rows} == set(televisions.TABLE["drawings"]) and len(rows) == len(list(EXAMPLES.glob("*.png")))
     for row in rows:
         assert (EXAMPLES / row["file_name"]).is_file() and all(row[k] for k in ("text", "author", "license", "source"))
-        assert row["author"] == televisions.DRAWINGS[row["group"]][3]
+        drawn = televisions.TABLE["drawings"][row["group"]]
+        assert row["source"].endswith(f": {drawn.get('icon') or drawn['clip']}")
+        assert "author" not in drawn or drawn["author"] == row["author"]
 
 
 def test_the_hints_that_ship_are_the_ones_a_tuned_model_inherits(tmp_path: Path) -> None:

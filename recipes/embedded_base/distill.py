@@ -32,6 +32,7 @@ RATE = 1e-3
 CONFIG = Training(
     method="lora", lora_rank=32, lora_alpha=32, steps=3000, batch_size=32, lr_scheduler="linear", warmup_steps=100,
     ema_decay=0.995, caption_dropout=0.0, checkpoint_every=500, held_out_every=1000, sample_every=1000, rehearsal_share=0.0,
+    published="last", early_stop=0,
 )  # fmt: skip
 
 

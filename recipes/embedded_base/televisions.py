@@ -1,65 +1,181 @@
-"""Television drawings: held out of the generator; some are the shipped tuning set, others belong to the judge alone."""
+"""Television drawings: held out of the generator; a table of them is the shipped tuning set, others belong to the judge alone.
+
+    python -m recipes.embedded_base.televisions
+
+makes `examples/televisions` again from npm's `@iconify/json` and Debian's `openclipart-svg`.
+"""
 
 import argparse
+import hashlib
 import json
+import re
+import subprocess
+import tarfile
+import tomllib
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from . import icons, scenes
+from . import coloring, icons, scenes
 
+ROOT = Path(__file__).parents[2]
+TABLE = tomllib.loads(Path(__file__).with_name("televisions.toml").read_text())
+PACKAGE: str = TABLE["source"]["package"]
 OPENCLIPART = Path("/usr/share/openclipart/svg")  # Debian package openclipart-svg
 PUBLIC_DOMAIN = "Public domain (Open Clip Art Library)"
 OLD, FLAT, PLAIN = "old television with antennas", "flat-screen television", "television"
 NAMES = (PLAIN, PLAIN, "TV", OLD, FLAT)  # what the judge hears a television called
-
-# name: (role, noun of the caption, where from, author); a drawing stands on one side only. Three are spare: at
-# 64 pixels they turn into an arch, a grey slab and a grey blur.
-DRAWINGS = {
-    "noto-television": ("tuning", OLD, ("noto", "television"), "Google Inc"),
-    "fluent-television": ("tuning", OLD, ("fluent-emoji-flat", "television"), "Microsoft Corporation"),
-    "twemoji-television": ("tuning", OLD, ("twemoji", "television"), "Twitter and contributors"),
-    "flat-theme-tv": ("spare", OLD, "computer/icons/flat-theme/device/tv.svg", "Danny Allen"),
-    "lemon-theme-tv": ("tuning", OLD, "computer/icons/lemon-theme/devices/tv.svg", "Jose Hevia"),
-    "televisore": ("spare", PLAIN, "recreation/televisore_telecomando_a_01.svg", "Architetto Francesco Rollandin"),
-    "flat-screen": ("tuning", FLAT, "computer/hardware/flat_screen_gino_rivera_01.svg", "Gino Rivera"),
-    "lcd": ("tuning", FLAT, "computer/hardware/lcd_monitor_the_structor_.svg", "The Structorr"),
-    "tft-screen": ("spare", FLAT, "computer/tft_screen_zazou.svg", "zazou"),
-    "fxemoji-television": ("judge", OLD, ("fxemoji", "television"), "Mozilla"),
-    "television-thorp": ("judge", PLAIN, "electronics/television_alexander_d.__01.svg", "Alexander D. Thorp"),
-    "tv-zazou": ("judge", PLAIN, "computer/tv_zazou.svg", "zazou"),
-    "crt-screen": ("judge", PLAIN, "computer/hardware/video1_sergio_luiz_arauj_01.svg", "Sergio Luiz Araujo Silva"),
-    "lcd-brown": ("judge", FLAT, "computer/hardware/lcd_monitor_shandy_brown_.svg", "Shandy Brown"),
-    "fxemoji-screen": ("judge", FLAT, ("fxemoji", "personalcomputer"), "Mozilla"),
+ROLES = {"tuning": "drawings", "judge": "judge"}  # tables of televisions.toml
+SCREENS = {
+    "blue": 5,
+    "teal": 4,
+    "black": 4,
+    "gray": 3,
+    "white": 3,
+    "green": 2,
+    "purple": 2,
+    "yellow": 1,
+    "orange": 1,
+    "pink": 1,
 }
+LINES = {"black": 8, "brown": 2, "gray": 2, "white": 2, "purple": 1, "blue": 1}
+FACTS = {"antennas": 0.6, "knobs": 0.25, "legs": 0.3}  # how often a caption names what is there
+ATTRIBUTE = re.compile(rb'[\w:.-]+="[^"]*"')
+APART = 110.0  # distance of two colors (RGB, levels) that lie side by side
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drawing:
     name: str
-    noun: str
+    kind: str  # "old", "flat" or ""
+    parts: tuple[str, ...]  # what a caption may name
+    body: str  # a color name, or "" where it has none
+    screen: str
     author: str
-    licence: str
+    license: str
     source: str
     pixels: np.ndarray  # RGBA
 
 
+def fetch(downloads: Path) -> Path:
+    """The folder of npm's pinned collection of icon sets, brought there once."""
+    folder = downloads / "iconify"
+    if not (folder / "collections.json").exists():
+        downloads.mkdir(parents=True, exist_ok=True)
+        tarball = subprocess.run(
+            ["npm", "pack", "--silent", PACKAGE], cwd=downloads, check=True, capture_output=True, text=True
+        ).stdout.split()[-1]
+        with tarfile.open(downloads / tarball) as archive:
+            archive.extractall(downloads / "unpacked", filter="data")
+        (downloads / "unpacked" / "package").rename(folder)
+    return folder
+
+
+@cache
+def about_sets(folder: Path) -> dict:
+    """Author and license of each set."""
+    return json.loads((folder / "collections.json").read_text())
+
+
+@cache
+def icon_set(folder: Path, name: str) -> dict:
+    """The iconify JSON of one set."""
+    return json.loads((folder / "json" / f"{name}.json").read_text())
+
+
+def icon_svg(folder: Path, where: str) -> bytes:
+    """A stand-alone SVG of the icon `set:name`."""
+    set_name, _, name = where.partition(":")
+    data = icon_set(folder, set_name)
+    found = data["icons"][name]
+    left, top, width, height = (
+        found.get(k, data.get(k, d)) for k, d in (("left", 0), ("top", 0), ("width", 16), ("height", 16))
+    )
+    head = '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+    return f'{head} viewBox="{left} {top} {width} {height}" width="{width}" height="{height}">{found["body"]}</svg>'.encode()
+
+
+def clip_svg(where: str, view: str | None) -> bytes:
+    """A clip of openclipart-svg; `view` is a larger viewBox for one whose own cuts the drawing off."""
+    svg = (OPENCLIPART / where).read_bytes()
+    if view is None:
+        return svg
+    start = svg.index(b"<svg")
+    end = svg.index(b">", start)
+    words = [w for w in ATTRIBUTE.findall(svg[start + 4 : end]) if not w.startswith((b"width=", b"height=", b"viewBox="))]
+    width, height = view.split()[2:]
+    box = f'viewBox="{view}" width="{width}" height="{height}"'.encode()
+    return svg[:start] + b" ".join([b"<svg", box, *words]) + svg[end:]
+
+
 def drawings(role: str, downloads: Path, side: int = 256) -> list[Drawing]:
-    """The drawings of one role, rendered."""
-    found = []
-    for name, (its_role, noun, where, author) in DRAWINGS.items():
-        if its_role != role:
-            continue
-        if isinstance(where, tuple):
-            svg = icons.svg_of(downloads / where[0], where[1]).encode()
-            source, licence = f"{icons.SETS[where[0]]['package']}: {where[1]}", icons.SETS[where[0]]["licence"]
-        else:
-            svg, source, licence = (OPENCLIPART / where).read_bytes(), f"openclipart-svg: {where}", PUBLIC_DOMAIN
+    """The drawings of one role ("tuning" or "judge"), rendered."""
+    table = TABLE[ROLES[role]]
+    bodies = fair([n for n, row in table.items() if "paint" in row])
+    return [drawing(name, row, downloads, side, bodies.get(name, "")) for name, row in table.items()]
+
+
+def fair(names: Iterable[str]) -> dict[str, str]:
+    """A body color for each name: every color comes up equally often."""
+    ordered = sorted(names, key=lambda n: hashlib.sha256(n.encode()).digest())
+    return {name: list(scenes.COLOURS)[k % len(scenes.COLOURS)] for k, name in enumerate(ordered)}
+
+
+def seeded(*words: str) -> np.random.Generator:
+    return np.random.default_rng(int.from_bytes(hashlib.sha256("|".join(words).encode()).digest()[:8], "big"))
+
+
+def drawing(name: str, row: dict, downloads: Path, side: int, body: str) -> Drawing:
+    """One row of the table, rendered and, where it asks for it, painted."""
+    if "icon" in row:
+        folder = fetch(downloads)
+        about = about_sets(folder)[row["icon"].split(":")[0]]
+        svg, author, license_ = icon_svg(folder, row["icon"]), about["author"]["name"], about["license"]["spdx"]
+        source = f"{PACKAGE}: {row['icon']}"
+    else:
+        svg, author, license_ = clip_svg(row["clip"], row.get("view")), row["author"], PUBLIC_DOMAIN
+        source = f"{TABLE['source']['clips']}: {row['clip']}"
+    body, screen = row.get("body", body), row.get("screen", "")
+    if "paint" in row:
+        rng = seeded("paint", name, str(row.get("again", 0)))
+        paint = choose(rng, body, row)
+        alpha = icons.render(svg, coloring.SIDE)[..., 3]
+        shape = {k: row[k] for k in ("stroke", "case", "glass") if k in row}
+        pixels, body = coloring.colored(rng, alpha, paint, **shape)
+        screen = paint.screen
+    else:
         pixels = icons.render(svg, side)
-        found.append(Drawing(name=name, noun=noun, author=author, licence=licence, source=source, pixels=pixels))
-    return found
+    parts = tuple(row.get("parts", "").split())
+    body = "" if "cabinet" in parts else body  # of which of the two would the color be told?
+    told = {"author": author, "license": license_, "source": source}
+    return Drawing(name=name, kind=row["kind"], parts=parts, body=body, screen=screen, pixels=pixels, **told)
+
+
+def distance(a: str, b: str) -> float:
+    """Of two colors by name, in levels."""
+    return float(np.linalg.norm(np.subtract(scenes.COLOURS[a], scenes.COLOURS[b])))
+
+
+def choose(rng: np.random.Generator, body: str, row: dict) -> coloring.Paint:
+    """Colors that set body, screen and lines apart; the table may fix some of them."""
+
+    def pick(weights: dict[str, int], *besides: str) -> str:
+        usable = {c: w for c, w in weights.items() if all(distance(c, b) >= APART for b in besides)}
+        names, shares = list(usable), np.array(list(usable.values()), float)
+        return str(rng.choice(names, p=shares / shares.sum()))
+
+    look = row["paint"] or str(rng.choice(["solid", "outlined", "ringed", "ringed"]))
+    screen = row.get("screen") or pick(SCREENS, body)
+    line = row.get("line") or pick(LINES, body, screen)
+    shine = bool(rng.random() < 0.4)
+    return coloring.Paint(
+        body=body, screen=screen, line=line, outlined=look == "outlined" or (look == "ringed" and rng.random() < 0.6),
+        ringed=look == "ringed", shine=shine,
+    )  # fmt: skip
 
 
 def recoloured(pixels: np.ndarray, hue: float) -> np.ndarray:
@@ -129,44 +245,84 @@ def invented(number: int, side: int = 160) -> tuple[str, np.ndarray]:
     return noun, icons.render((svg + "".join(parts) + "</g></svg>").encode(), side)
 
 
+def noun_of(rng: np.random.Generator, drawing: Drawing) -> str:
+    """What is seen: the kind, the color of the body, and at most two further facts; seldom all of them."""
+    kind = {"old": "old ", "flat": "flat-screen "}.get(drawing.kind, "") if rng.random() < 0.5 else ""
+    color = f"{drawing.body} " if drawing.body and rng.random() < 0.4 else ""
+    words = f"{color}{kind}" if drawing.kind == "flat" else f"{kind}{color}"
+    facts = [p for p in ("antennas", "knobs", "legs") if p in drawing.parts and rng.random() < FACTS[p]]
+    if drawing.screen and rng.random() < 0.3:
+        facts.append(scenes.article(f"{drawing.screen} screen"))
+    facts = facts[:2]
+    said = f" with {' and '.join(facts)}" if facts else ""
+    below = [p for p in ("stand", "cabinet") if p in drawing.parts and not facts and rng.random() < 0.4]
+    return f"{words}{PLAIN}{said}" + "".join(f" on a {p}" for p in below)
+
+
 def caption(rng: np.random.Generator, drawing: Drawing, scene: scenes.Scene) -> str:
     """A caption in the recipe's own wording."""
-    noun = drawing.noun if rng.random() < 0.6 else PLAIN
+    noun = noun_of(rng, drawing)
     place = scenes.position_of(scene.objects[0])
     what = scenes.article(noun) + (f" {place}" if place and rng.random() < 0.6 else "")
-    opening = rng.choice(["", "a drawing of ", "a picture of "], p=[0.6, 0.2, 0.2])
+    opening = rng.choice(["", "a drawing of ", "a picture of "], p=[0.7, 0.15, 0.15])
     return opening + what + scenes.background_words(rng, scene)
 
 
-def write_examples(downloads: Path, out: Path, copies: int = 14, side: int = 128) -> None:
-    """The tuning set: every tuning drawing on `copies` backgrounds, with captions, authors and licences."""
+def outer_colors(pixels: np.ndarray) -> np.ndarray:
+    """RGB (n, 3) of the pixels along the outline of a drawing."""
+    pixels = np.pad(pixels, ((6, 6), (6, 6), (0, 0)))
+    solid = pixels[..., 3] > 127
+    edge = solid & ~(np.roll(solid, 6, 0) & np.roll(solid, -6, 0) & np.roll(solid, 6, 1) & np.roll(solid, -6, 1))
+    return pixels[..., :3][edge].astype(float)
+
+
+def stands_out(drawing: Drawing, scene: scenes.Scene) -> bool:
+    """Whether nine tenths of the drawing's outline and its screen differ from every color of the background."""
+    outline = outer_colors(drawing.pixels)
+    far = [np.linalg.norm(outline - np.array(scenes.COLOURS[c]), axis=1) > 80 for c in scene.background]
+    apart = not drawing.screen or all(distance(drawing.screen, c) > 60 for c in scene.background)
+    return apart and bool(np.logical_and.reduce(far).mean() > 0.9)
+
+
+def scene_for(rng: np.random.Generator, drawing: Drawing) -> scenes.Scene:
+    """A scene of one large television in the middle, on a background that it stands out from."""
+    best = scenes.draw_scene(rng, [("television", drawing.name)], shares=(1.0,), placed=0.0)
+    for _ in range(100):
+        if stands_out(drawing, best):
+            break
+        best = scenes.draw_scene(rng, [("television", drawing.name)], shares=(1.0,), placed=0.0)
+    return best
+
+
+def write_examples(downloads: Path, out: Path, side: int = 128) -> None:
+    """The tuning set: one picture for each drawing, with caption, author and license."""
     out.mkdir(parents=True, exist_ok=True)
-    rows = []
-    for number, drawing in enumerate(drawings("tuning", downloads)):
-        for copy in range(copies):
-            rng = np.random.default_rng([23, number, copy])
-            scene = scenes.draw_scene(rng, [("television", drawing.name)], shares=(1.0,), placed=0.2)
-            picture = scenes.paint_scene(rng, scene, {("television", drawing.name): drawing.pixels}, side=side)
-            name = f"{drawing.name}-{copy + 1}.png"
-            Image.fromarray(picture).save(out / name, optimize=True)
-            row = {"file_name": name, "text": caption(rng, drawing, scene), "group": drawing.name}
-            rows.append(row | {"author": drawing.author, "license": drawing.licence, "source": drawing.source})
-    (out / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows, found = [], drawings("tuning", downloads)
+    for drawing in found:
+        rng = seeded("scene", drawing.name)
+        scene = scene_for(rng, drawing)
+        picture = scenes.paint_scene(rng, scene, {("television", drawing.name): drawing.pixels}, side=side)
+        name = f"{drawing.name}.png"
+        Image.fromarray(picture).save(out / name, optimize=True)
+        row = {"file_name": name, "text": caption(rng, drawing, scene), "group": drawing.name}
+        rows.append(row | {"author": drawing.author, "license": drawing.license, "source": drawing.source})
+    (out / "metadata.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     lines = [
         "# Where these pictures come from",
         "",
-        "Drawings placed on plain backgrounds by `recipes/embedded_base/televisions.py`.",
+        "Drawings placed on plain backgrounds by `recipes/embedded_base/televisions.py`. Single-color icons are drawn anew in",
+        "colors of our own, with their lines thickened.",
         "",
     ]
-    lines += ["| drawing | author | licence | source |", "|---|---|---|---|"]
-    lines += [f"| {d.name} | {d.author} | {d.licence} | {d.source} |" for d in drawings("tuning", downloads)]
+    lines += ["| drawing | author | license | source |", "|---|---|---|---|"]
+    lines += [f"| {d.name} | {d.author} | {d.license} | {d.source} |" for d in found]
     (out / "ATTRIBUTION.md").write_text("\n".join(lines) + "\n")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--downloads", type=Path, required=True)
-    parser.add_argument("--examples", type=Path, required=True)
+    parser.add_argument("--downloads", type=Path, default=ROOT / "build" / "embedded_base" / "icons")
+    parser.add_argument("--examples", type=Path, default=ROOT / "examples" / "televisions")
     args = parser.parse_args()
     write_examples(args.downloads, args.examples)
 

@@ -36,7 +36,7 @@ SCHEDULER = dict(
 RATE = 5e-4  # falling to zero over the last fifth
 LEARNING = Training(
     steps=36_000, batch_size=32, lr_scheduler="warmup_stable_decay", warmup_steps=300, ema_decay=0.999, rehearsal_share=0.0,
-    checkpoint_every=500, held_out_every=2000, sample_every=1000,
+    checkpoint_every=500, held_out_every=2000, published="last", early_stop=0, sample_every=1000,
 )  # fmt: skip
 SHEET_STEPS, SHEET_GUIDANCE, SHEET_SEED = 20, 2.5, 300
 

@@ -4,19 +4,18 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dovetail.config import Evaluation, Training
+from dovetail.config import Repo, Training
 from dovetail.core import digests
 from dovetail.edges.folders import Artifact, Run, digest_folder, write_json
-from dovetail.edges.registry import default_root
-from dovetail.errors import ModelError
+from dovetail.edges.registry import Registry, default_root
 from dovetail.records import Hints, Manifest
 
 if TYPE_CHECKING:
-    from dovetail.edges.judge import Judge
     from dovetail.edges.models import Models
 
 EMBEDDED = Path(__file__).parent / "base"
 HINTS = "hints.json"
+FEW_STEP_FILE = "few_step/pytorch_lora_weights.safetensors"  # of a base that has a few-step version
 KEPT = (  # as they are
     "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler", "feature_extractor", "safety_checker",
     "image_encoder",
@@ -94,16 +93,21 @@ def load_tuned(folder: Path, trained: Artifact, config: Training) -> "Models":
     return tuned
 
 
-def judge(folder: Path, config: Evaluation) -> "Judge":
-    """The judge that the configuration names, else the one that came with the base, else a public CLIP."""
-    from dovetail.edges.judge import Judge
+def version_in_production(config: Repo, trained: Artifact) -> str | None:
+    """The version of the same name that a training would replace; None where there is none."""
+    registry = Registry(Path(config.registry) if config.registry else default_root())
+    return registry.reference(config.name, trained.content) if config.name else None
 
+
+def published(config: Repo, version: str) -> Path:
+    """The folder of a published version."""
+    return Registry(Path(config.registry) if config.registry else default_root()).version_folder(config.name, version)
+
+
+def judge_folder(folder: Path) -> str:
+    """What judges a base's pictures where nothing else is named: its own judge, else a public CLIP."""
     own = folder / "judge"
-    chosen = config.judge or (str(own) if own.is_dir() else DEFAULT_JUDGE)
-    try:
-        return Judge(chosen)
-    except ModelError as error:
-        raise ModelError(f"no judge: {error}") from error
+    return str(own) if own.is_dir() else DEFAULT_JUDGE
 
 
 def hints(folder: Path) -> Hints:

@@ -142,8 +142,24 @@ _add_verb("wrangling", "wrangle", "Stage 3 alone: keep what is worth learning, s
 _add_verb("buildout", "build", "Stage 4 alone: train / validation / test, an imagefolder.")
 _add_verb("processing", "process", "Stage 5 alone: pictures and words to latents and embeddings.")
 _add_verb("training", "train", "Stage 6 alone: teach the U-Net.")
-_add_verb("evaluation", "evaluate", "Stage 7 alone: is it really better than the base?")
 _add_verb("repo", "publish", "Stage 8 alone: construct the model repository.")
+
+
+@app.command("evaluate")
+def evaluate_command(
+    run: RunFlag = None,
+    base: BaseFlag = None,
+    minutes: Annotated[
+        float | None, typer.Option("--minutes", help="time for samples: prompts and seeds are planned for the most power")
+    ] = None,
+    config: ConfigFlag = None,
+    settings: SetFlag = None,
+    dry_run: DryFlag = False,
+) -> None:
+    """Stage 7 alone: is the tuned model better than its base? The stages before it must be sealed."""
+    done = _work("evaluation", True, run, config, dry_run, _keys(settings, base=base, evaluation__minutes=minutes))
+    if done:
+        typer.echo(f"{done[0]['evaluation'].folder}")
 
 
 @app.command("source")

@@ -4,7 +4,10 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from dovetail.core import plans
 from dovetail.records import Precision, Schedule
+
+HELD_OUT_TIMESTEPS = 8  # fixed ones of a held-out loss
 
 
 class Table(BaseModel):
@@ -58,14 +61,28 @@ class Processing(Table):
     resolution: int | None = Field(None, gt=0, description="pixels; empty means the base's own")
     centre_crop: bool = Field(True, description="else a random crop, another one each epoch")
     random_flip: bool = Field(True, description="half of the time a picture is seen mirrored")
+    closer_views: int = Field(
+        0, ge=0, description="random cut-outs of each training picture, of 80 % of its side or more, beside the whole"
+    )
     buckets: bool = Field(False, description="cut each picture to the nearest of several shapes of one area, not to a square")
-    rehearsal_pictures: int = Field(
-        128, ge=0, description="pictures the base paints of other prompts, learnt along against forgetting"
+    rehearsal_pictures: int | None = Field(
+        None,
+        ge=0,
+        description="pictures the base paints of other prompts, learned along against forgetting; empty means 128, or as many "
+        "as take no more than a quarter of the training's work",
     )
     rehearsal_prompts: list[str] = Field(
         default=[],
         description="empty means those that the base ships, else the dataset's own captions are not rehearsed",
     )
+
+    def planned(self, pictures: int, training: "Training", few_steps: bool) -> "Processing":
+        """This processing before that training: `rehearsal_pictures` is a number, also where painted by a few-step version."""
+        if self.rehearsal_pictures is not None:
+            return self
+        steps, batch = training.planned(pictures, 0).steps, training.batch_size * training.gradient_accumulation_steps
+        count = plans.rehearsal_pictures(steps * batch, few_steps) if training.rehearsal_share else 0
+        return self.model_copy(update={"rehearsal_pictures": count})
 
 
 class Training(Table):
@@ -73,7 +90,9 @@ class Training(Table):
 
     method: Literal["full", "lora", "dora", "lokr", "textual_inversion"] = "full"
     text_encoder: bool = Field(False, description="teach the text encoder along (both of an XL), by adapters of the same kind")
-    steps: int = Field(900, gt=0, description="optimizer steps")
+    steps: int | None = Field(
+        None, gt=0, description="optimizer steps at most; empty means as many as the pictures call for (docs/training.md)"
+    )
     batch_size: int = Field(16, gt=0, description="pictures a forward pass")
     gradient_accumulation_steps: int = Field(1, gt=0)
     learning_rate: float | None = Field(
@@ -120,13 +139,13 @@ class Training(Table):
     use_8bit_adam: bool = Field(False, description="bitsandbytes' AdamW with 8-bit state, on a GPU")
     checkpoint_every: int = Field(150, gt=0, description="optimizer steps")
     checkpoints_kept: int | None = Field(2, gt=0, description="older ones are deleted; empty means none is")
-    held_out_every: int = Field(150, gt=0, description="optimizer steps between held-out losses")
+    held_out_every: int | None = Field(
+        None, gt=0, description="optimizer steps between held-out losses; empty means a 20th of the steps, or what stays cheap"
+    )
     published: Literal["last", "best"] = Field(
-        "last", description="weights that are published: after the last step, or those with the lowest held-out loss"
+        "best", description="weights that are published: after the last step, or those with the lowest held-out loss"
     )
-    early_stop: int | None = Field(
-        None, gt=0, description="end after so many held-out losses in a row without a new low; empty means never"
-    )
+    early_stop: int = Field(5, ge=0, description="end after so many held-out losses in a row without a new low; 0 means never")
     on_nan: Literal["stop", "roll back"] = Field(
         "stop",
         description="a loss that is no number ends the training, or takes it back to the newest checkpoint at half the rate",
@@ -136,6 +155,13 @@ class Training(Table):
     )
     sample_every: int = Field(300, gt=0, description="optimizer steps between sample grids")
     seed: int = 0
+
+    def planned(self, pictures: int, validation: int) -> "PlannedTraining":
+        """This training for so many distinct training and validation pictures: nothing that follows from them is empty."""
+        batch = self.batch_size * self.gradient_accumulation_steps
+        steps = self.steps or plans.steps(pictures, batch)
+        every = self.held_out_every or plans.measuring_interval(steps, batch, validation, HELD_OUT_TIMESTEPS)
+        return PlannedTraining.model_validate(self.model_dump() | {"steps": steps, "held_out_every": every})
 
     @model_validator(mode="after")
     def _text_encoder_by_adapters(self) -> Self:
@@ -150,16 +176,30 @@ class Training(Table):
         return self
 
 
+class PlannedTraining(Training):
+    """A training whose steps are known."""
+
+    steps: int = Field(gt=0)
+    held_out_every: int = Field(gt=0)
+
+
 class Evaluation(Table):
-    """Is it really better than the base, on the test set, and what did it forget or copy?"""
+    """Is the tuned model better than its base? Evidence on several axes, one rule."""
 
     judge: str = Field(
-        "", description="CLIP folder or hub id; empty means the base's own judge, else openai/clip-vit-base-patch32"
+        "",
+        description="what scores pictures against texts: a CLIP or SigLIP folder or hub id, a visual question answerer, or the URL "
+        "of an OpenAI-compatible vision endpoint; empty means the base's own judge, else openai/clip-vit-base-patch32",
     )
-    max_prompts: int = Field(16, gt=0, description="captions of the test split that are painted")
+    minutes: float | None = Field(
+        None,
+        gt=0,
+        description="time for samples: prompts and seeds are planned for the most power; empty means the next three keys",
+    )
+    max_prompts: int = Field(16, gt=0, description="captions of held-out pictures that are sampled")
     seeds_per_prompt: int = Field(4, gt=0)
-    other_prompts: int = Field(32, ge=0, description="prompts of other things, to see what was forgotten")
-    steps: int = Field(20, gt=0)
+    other_prompts: int = Field(32, ge=0, description="general prompts, to see what was forgotten")
+    steps: int = Field(20, gt=0, description="of the sampler")
     guidance_scale: float | None = Field(None, ge=1, description="empty means the one that came with the base, else 7.5")
     batch_size: int = Field(16, gt=0)
     seed: int = 1000

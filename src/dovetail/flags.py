@@ -166,7 +166,8 @@ def training(flags: argparse.Namespace, pictures: int, world: int, precision: Pr
         dream=flags.dream_detail_preservation if flags.dream_training else None, mixed_precision=precision,
         gradient_checkpointing=flags.gradient_checkpointing, use_8bit_adam=flags.use_8bit_adam,
         checkpoint_every=flags.checkpointing_steps, checkpoints_kept=flags.checkpoints_total_limit,
-        held_out_every=steps, sample_every=flags.validation_epochs * epoch if flags.validation_prompts else steps,
+        held_out_every=steps, published="last", early_stop=0,
+        sample_every=flags.validation_epochs * epoch if flags.validation_prompts else steps,
         seed=flags.seed or 0,
     )  # fmt: skip
     return config, flags.learning_rate * (size if flags.scale_lr else 1)

@@ -15,6 +15,7 @@ from dovetail.config import Config
 from dovetail.core import digests
 from dovetail.edges.folders import Artifact, Desk, Run, Showing, write_bytes
 from dovetail.errors import MissingStageError
+from dovetail.records import Example
 
 if TYPE_CHECKING:
     from dovetail.edges.models import Models
@@ -41,6 +42,12 @@ class Work:
         """The base with the trained weights in its U-Net."""
         return bases.load_tuned(self["base"].folder, self["training"], self.config.training)
 
+    @cached_property
+    def production(self) -> "Models | None":
+        """The model that this one would replace."""
+        version = bases.version_in_production(self.config.repo, self["training"])
+        return bases.load(bases.published(self.config.repo, version)) if version else None
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
@@ -60,17 +67,17 @@ STAGES = (
           does=lambda w: stages.gathering.gather(w["sourcing"], w.config.gathering, w.desk)),
     Stage(name="wrangling", verb="wrangle", takes=("gathering",),
           does=lambda w: stages.wrangling.wrangle(w["gathering"], w.config.wrangling, w.desk)),
-    Stage(name="buildout", verb="build", takes=("wrangling",),
+    Stage(name="buildout", verb="build", version=2, takes=("wrangling",),
           does=lambda w: stages.buildout.build(w["wrangling"], w.config.buildout, w.desk)),
-    Stage(name="processing", verb="process", version=2, takes=("buildout", "base"),
+    Stage(name="processing", verb="process", version=3, takes=("buildout", "base"),
           does=lambda w: stages.processing.process(
               w["buildout"], w["base"], w.models, w.config.processing, bases.hints(w["base"].folder), w.desk)),
-    Stage(name="training", verb="train", version=2, takes=("processing", "base"),
+    Stage(name="training", verb="train", version=3, takes=("processing", "base"),
           does=lambda w: stages.training.train(
               w["processing"], w.models, bases.hints(w["base"].folder), w.config.training, w.desk)),
-    Stage(name="evaluation", verb="evaluate", takes=("buildout", "processing", "training", "base"),
+    Stage(name="evaluation", verb="evaluate", version=2, takes=("buildout", "processing", "training", "base"),
           does=lambda w: stages.evaluation.evaluate(
-              w["buildout"], w["processing"], w.models, w.tuned, bases.judge(w["base"].folder, w.config.evaluation),
+              w["buildout"], w["processing"], w.models, w.tuned, w.production, bases.judge_folder(w["base"].folder),
               bases.hints(w["base"].folder), w.config.evaluation, w.desk)),
     Stage(name="repo", verb="publish", takes=("base", "wrangling", "buildout", "training", "evaluation"),
           does=lambda w: stages.repo.publish(
@@ -134,7 +141,7 @@ def _do(
     started = time.perf_counter()
     before = [a for a in folder.all_sealed(stage.name) if a.manifest.asked["version"] == stage.version]
     desk = Desk(run=folder, folder=folder.partial(stage.name, digest), show=show, before=before)
-    stage.does(Work(config, desk, {name: sealed[name] for name in stage.takes}))
+    stage.does(Work(_settled(config, sealed), desk, {name: sealed[name] for name in stage.takes}))
     made = folder.seal(stage.name, asked, digest, time.perf_counter() - started, __version__)
     show.say(f"{stage.name:<11} sealed in {made.manifest.seconds:.1f} s")
     return made
@@ -145,10 +152,23 @@ def _asked(stage: Stage, config: Config, sealed: dict[str, Artifact]) -> dict[st
     asked = {
         "stage": stage.name,
         "version": stage.version,
-        "config": getattr(config, stage.name).model_dump(mode="json", exclude=APART.get(stage.name)),
+        "config": getattr(_settled(config, sealed), stage.name).model_dump(mode="json", exclude=APART.get(stage.name)),
         "inputs": {name: sealed[name].content for name in stage.takes},
     }
-    return asked | ({"folder": stages.sourcing.stamp(config.sourcing)} if stage.name == "sourcing" else {})
+    if stage.name == "sourcing":
+        asked["folder"] = stages.sourcing.stamp(config.sourcing)
+    if stage.name == "evaluation":
+        asked["production"] = bases.version_in_production(config.repo, sealed["training"])
+    return asked
+
+
+def _settled(config: Config, sealed: dict[str, Artifact]) -> Config:
+    """With the rehearsal pictures as a number, as soon as it is known how many pictures are learned from."""
+    if "buildout" not in sealed:
+        return config
+    learned = len({e.file for e in sealed["buildout"].records(Example) if e.split == "train"})
+    few_steps = bases.FEW_STEP_FILE in sealed["base"].manifest.files
+    return config.model_copy(update={"processing": config.processing.planned(learned, config.training, few_steps)})
 
 
 def status(config: Config, folder: Run) -> list[Standing]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dovetail import bases
-from dovetail.config import Config
+from dovetail.config import Config, PlannedTraining
 from dovetail.core import costs
 from dovetail.core.costs import Load, Thrift
 from dovetail.errors import TrainingError
@@ -50,10 +50,15 @@ def lines(config: Config, run: "Run", offers: list[Gpu], show: "Showing") -> lis
     models = bases.load(bases.find(config.base))
     side = config.processing.resolution or models.resolution
     load, thrift = _load(models, config, side), _thrift(config)
-    steps, pictures = config.training.steps, _pictures(config)
+    pictures = _pictures(config)
+    validation = round(pictures * config.buildout.validation_share)
+    learned = pictures - validation - round(pictures * config.buildout.test_share)
+    training = config.training.planned(learned, validation)
+    steps = training.steps
+    most = "" if config.training.steps else "at most "
     what = "full fine-tune" if config.training.method == "full" else config.training.method
     told = [
-        f"{what} of {config.base}: {steps:,} steps of {load.pictures} at {side} x {side} pixels, "
+        f"{what} of {config.base}: {most}{steps:,} steps of {load.pictures} at {side} x {side} pixels, "
         f"{load.trained / 1e6:.1f} M weights learn"
     ]
     seconds = probe(models, config, side, show)
@@ -62,7 +67,7 @@ def lines(config: Config, run: "Run", offers: list[Gpu], show: "Showing") -> lis
         f"here, on {machine.name(models.device)} (probed):",
         f"  time    {costs.span(steps * seconds)}: {seconds:.3g} s a step, {load.pictures / seconds:.3g} pictures a second",
         f"  memory  {costs.size(used)} of {costs.size(whole)}",
-        _disk(config, run, models, load, side, pictures),
+        _disk(config, training, run, models, load, side, pictures),
         f"  work    {load.tflop * load.pictures * steps / 1000:.3g} PFLOP, {load.tflop / seconds * load.pictures:.3g} TFLOP/s",
         "on GPUs for hire (arithmetic; a trainer as good as the best published one, prices from a table you can edit):",
     ]
@@ -187,12 +192,12 @@ def _pictures(config: Config) -> int:
     return len(listings.picture_files(Path(folder), frozenset(pixels.SUFFIXES))) if folder else 0
 
 
-def _disk(config: Config, run: "Run", models: "Models", load: Load, side: int, pictures: int) -> str:
+def _disk(config: Config, training: PlannedTraining, run: "Run", models: "Models", load: Load, side: int, pictures: int) -> str:
     """Bytes that the run will leave, beside what is free."""
     views = (1 if config.processing.centre_crop else 4) * (2 if config.processing.random_flip else 1)
     latents = pictures * views * 2 * models.vae_shape["latent_channels"] * (side // models.pixels_per_latent) ** 2 * 4
-    checkpoint = load.trained * (16 if config.training.ema_decay else 12)
-    kept = config.training.checkpoints_kept or -(-config.training.steps // config.training.checkpoint_every)
+    checkpoint = load.trained * (16 if training.ema_decay else 12)
+    kept = training.checkpoints_kept or -(-training.steps // training.checkpoint_every)
     weights = 4 * sum(p.numel() for p in models.unet.parameters()) + 4 * load.frozen
     needed = latents + checkpoint * (kept + 1) + 2 * 4 * load.trained + weights
     there = next(p for p in (run.root.resolve(), *run.root.resolve().parents) if p.exists())

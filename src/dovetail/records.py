@@ -129,30 +129,67 @@ class Manifest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoredSample:
-    """One prompt and seed, painted by the base and by the tuned model, and what the judge says of both."""
+    """One prompt and seed, sampled from the base and from the tuned model, and what was measured of both."""
 
     prompt: str
     seed: int
-    axis: Literal["target", "other"]
-    base_score: float
-    tuned_score: float
-    base_named: bool
-    tuned_named: bool
+    group: Literal["held-out", "general"]  # a caption of a held-out picture, or a prompt of other things
+    base_score: float | None  # of the judge; None where there is none, or where it gave no number
+    tuned_score: float | None
     base_file: str
     tuned_file: str
-    nearest_name: str = ""
+    nearest_name: str = ""  # training picture that the tuned model's sample is nearest to
     nearest_file: str = ""
     nearest_similarity: float = 0.0
+    broken: str = ""  # what is wrong with the tuned model's sample: blank, saturated, not a number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interval:
-    """A mean with its 95 % interval."""
+    """A mean with its 95 % interval over `count` independent units (prompts, pictures)."""
 
     mean: float
     low: float
     high: float
     count: int
+
+
+AXIS_NAMES = (
+    "prompt", "likeness", "production", "copies", "held-out loss", "words", "variety", "forgetting", "broken", "parts", "details",
+)  # fmt: skip
+Outcome = Literal["won", "lost", "even", "cannot judge"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AxisResult:
+    """One axis of the evidence: the tuned model against its base."""
+
+    name: str  # one of AXIS_NAMES
+    role: Literal["target", "guard", "information"]
+    outcome: Outcome
+    unit: str
+    base: float | None = None
+    tuned: float | None = None
+    interval: Interval | None = None  # of the paired difference, or of the tuned model's own figure where there is no base's
+    required: bool = False  # a guard without which nothing is promoted
+    sentence: str
+    advice: str = ""  # what to give so that it can be judged
+    needed: int | None = None  # about how many held-out prompts (or pictures) would decide it
+    needs: Literal["prompts", "pictures"] = "prompts"
+    details: dict[str, Any] = field(default_factory=dict)  # figures of its own, for the report
+
+
+Decision = Literal["promote", "hold", "cannot tell"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What the axes come to."""
+
+    decision: Decision
+    guards: tuple[str, ...]  # axes that forbid a promotion
+    decided_by: tuple[str, ...]  # axes that the decision follows from
+    sentence: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

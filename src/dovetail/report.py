@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import shlex
 from collections import Counter
 from collections.abc import Mapping
@@ -15,8 +16,8 @@ from dovetail.edges.folders import Artifact, Run, write_bytes
 from dovetail.edges.registry import Registry, default_root
 from dovetail.records import Example, Rejected, ScoredSample
 
-SHOWN_PAIRS, SHOWN_OTHERS, SHOWN_DATA, SHOWN_REJECTED = 12, 8, 60, 200
-LAYOUT = 1
+SHOWN_PAIRS, SHOWN_OTHERS, SHOWN_DATA, SHOWN_REJECTED, SHOWN_COPIES, SHOWN_PARTS = 12, 8, 60, 200, 6, 40
+LAYOUT = 2
 PARTS_OF_A_STEP = ("data", "forward", "backward", "sync", "optimizer")
 
 
@@ -29,15 +30,19 @@ def write(config: Config, run: Run, sealed: Mapping[str, Artifact]) -> Path:
     parts = [
         _verdict(sealed),
         _before_after(sealed),
-        _curves(sealed),
+        _copies(sealed),
         _forgotten(sealed),
+        _evidence(sealed),
+        _curves(sealed),
         _endpoint(sealed),
         _data(sealed),
         _rejected(sealed),
     ]
     parts.append(_reproduce(config, sealed))
     name = config.repo.name or "a run"
-    subtitle = f"{config.base} base, {config.training.method} fine-tune, {config.training.steps} steps"
+    subtitle = f"{config.base} base, {config.training.method} fine-tune"
+    if "training" in sealed:
+        subtitle += f", {_json(sealed['training'], 'training.json')['published_step']:,} steps"
     write_bytes(path, pages.page(f"Dovetail: {name}", subtitle, made_from, parts).encode())
     return path
 
@@ -56,27 +61,62 @@ def _json(artifact: Artifact, name: str) -> Any:
 
 
 def _verdict(sealed: Mapping[str, Artifact]) -> str:
+    """The first screen: the decision, and a row for each axis."""
     if "evaluation" not in sealed:
         return pages.paragraph("This run has no verdict yet.")
     verdict = _json(sealed["evaluation"], "verdict.json")
-    target, other, loss = verdict["named"]["target"], verdict["named"]["other"], verdict["test_loss"]
-    facts = [
-        (
-            f"{target['base']:.0%} → {target['tuned']:.0%}",
-            "held-out prompts the judge ranks first among all (base → tuned)",
-        ),
-        (f"{other['base']:.0%} → {other['tuned']:.0%}", "the same for prompts of other things"),
-        (
-            f"{verdict['copies']['share']:.0%}",
-            "of samples nearer to a training picture than 99 % of held-out pictures are",
-        ),
-    ]
-    if loss["base"] is not None:
-        facts.append(
-            (f"{loss['base']:.3f} → {loss['tuned']:.3f}", "step loss on the test pictures, fixed noise (base → tuned)")
-        )
+    asked = f"{verdict['prompts']} held-out prompts, {verdict['seeds_per_prompt']} seeds each; judge: {verdict['judge']}."
+    return pages.verdict_box(verdict) + pages.axis_table(verdict["axes"], verdict["decided_by"]) + pages.paragraph(asked)
+
+
+def _evidence(sealed: Mapping[str, Artifact]) -> str:
+    """What lies behind the table: parts by name, what the judge showed on real pictures, the scores."""
+    if "evaluation" not in sealed:
+        return ""
+    verdict = _json(sealed["evaluation"], "verdict.json")
     plot = _framed(sealed["evaluation"].folder / "scores.png", "scores of base and tuned model", "max-width:30rem")
-    return pages.verdict_box(verdict) + pages.fact_boxes(facts) + pages.section("Scores, paired by prompt and seed", plot)
+    return (
+        pages.section("Parts of the prompts", _parts(verdict, sealed))
+        + pages.section("Can the judge tell?", _competence(verdict))
+        + pages.section("Scores, paired by prompt and seed", plot)
+    )
+
+
+def _parts(verdict: Mapping[str, Any], sealed: Mapping[str, Artifact]) -> str:
+    axis = next(a for a in verdict["axes"] if a["name"] == "parts")
+    found = axis["details"].get("parts", [])
+    if not found:
+        return pages.paragraph(axis["sentence"])
+    learned = [e.caption for e in sealed["buildout"].records(Example) if e.split == "train"]
+    table = [
+        (
+            p["words"], p["kind"], p["prompts"], f"{p['base']:.0%}", f"{p['tuned']:.0%}", f"{p['real']:.0%}",
+            "missed" if p["missed"] else "won" if p["tuned"] > p["base"] else "lost" if p["tuned"] < p["base"] else "even",
+            f"in {sum(named_in(p['words'], caption) for caption in learned)} of {len(learned)} training captions",
+        )
+        for p in found[:SHOWN_PARTS]
+    ]  # fmt: skip
+    head = ("part", "kind", "prompts", "base shows it", "tuned shows it", "real pictures", "", "in the data")
+    return pages.rows(head, table)
+
+
+def named_in(words: str, caption: str) -> bool:
+    """Whether a caption names a part: all of its words, in any order."""
+    return set(words.lower().split()) <= set(re.findall(r"[\w-]+", caption.lower()))
+
+
+def _competence(verdict: Mapping[str, Any]) -> str:
+    said = {"held-out": "real held-out pictures", "general": "the base's own samples of general prompts"}
+    table = []
+    for name, found in verdict["competence"].items():
+        tried = {"own caption above others": found["others"], "above the same with a word changed": found["changed"]}
+        tried |= {f"{kind}s told apart": interval for kind, interval in found["kinds"].items()}
+        for what, interval in tried.items():
+            if interval:
+                table.append(
+                    (said[name], what, f"{interval['mean']:.0%}", interval["count"], "able" if found["able"] else "not able")
+                )
+    return pages.rows(("tried on", "what", "right (chance 50 %)", "pictures", "judge"), table) if table else ""
 
 
 def _pictures(evaluation: Artifact, sample: ScoredSample, dataset: Path | None) -> list[tuple[str, str]]:
@@ -84,21 +124,42 @@ def _pictures(evaluation: Artifact, sample: ScoredSample, dataset: Path | None) 
         ("base", _uri(evaluation.folder / sample.base_file)),
         ("tuned", _uri(evaluation.folder / sample.tuned_file)),
     ]
-    if dataset is not None:
+    if dataset is not None and sample.nearest_file:
         shown.append(("nearest training picture", _uri(dataset / sample.nearest_file)))
     return shown
+
+
+def _scores(sample: ScoredSample) -> str:
+    if sample.base_score is None or sample.tuned_score is None:
+        return ""
+    return f" · judge {sample.base_score:.1f} → {sample.tuned_score:.1f}"
+
+
+def _copies(sealed: Mapping[str, Artifact]) -> str:
+    """The samples that lie nearest to a training picture, beside it."""
+    if "evaluation" not in sealed:
+        return ""
+    evaluation, dataset = sealed["evaluation"], sealed["buildout"].folder / "dataset"
+    near = sorted((s for s in evaluation.records(ScoredSample) if s.nearest_file), key=lambda s: -s.nearest_similarity)
+    items = [
+        ([("sample", _uri(evaluation.folder / s.tuned_file)), ("training picture", _uri(dataset / s.nearest_file))],
+         f"{s.prompt} · similarity {s.nearest_similarity:.2f}")
+        for s in near[:SHOWN_COPIES]
+    ]  # fmt: skip
+    said = "The samples that are nearest to a training picture, nearest first." if items else ""
+    return pages.section("Nearest training pictures", pages.paragraph(said) if said else "", pages.side_by_side(items))
 
 
 def _before_after(sealed: Mapping[str, Artifact]) -> str:
     if "evaluation" not in sealed:
         return ""
     evaluation, dataset = sealed["evaluation"], sealed["buildout"].folder / "dataset"
-    target = [s for s in evaluation.records(ScoredSample) if s.axis == "target"]
+    target = [s for s in evaluation.records(ScoredSample) if s.group == "held-out"]
     first_of_each = list({s.prompt: s for s in reversed(target)}.values())[::-1]
     items = [
         (
             _pictures(evaluation, s, dataset),
-            f"{s.prompt} · seed {s.seed} · judge {s.base_score:.1f} → {s.tuned_score:.1f}",
+            f"{s.prompt} · seed {s.seed}{_scores(s)}",
         )
         for s in (first_of_each + [s for s in target if s not in first_of_each])[:SHOWN_PAIRS]
     ]
@@ -123,12 +184,10 @@ def _forgotten(sealed: Mapping[str, Artifact]) -> str:
         return ""
     evaluation = sealed["evaluation"]
     others = sorted(
-        (s for s in evaluation.records(ScoredSample) if s.axis == "other"), key=lambda s: s.tuned_score - s.base_score
+        (s for s in evaluation.records(ScoredSample) if s.group == "general"),
+        key=lambda s: (s.tuned_score or 0) - (s.base_score or 0),
     )
-    items = [
-        (_pictures(evaluation, s, None), f"{s.prompt} · judge {s.base_score:.1f} → {s.tuned_score:.1f}")
-        for s in others[:SHOWN_OTHERS]
-    ]
+    items = [(_pictures(evaluation, s, None), f"{s.prompt}{_scores(s)}") for s in others[:SHOWN_OTHERS]]
     return pages.section(
         "Other prompts: what was forgotten",
         pages.paragraph("The prompts that lost most, worst first.") if items else "",
@@ -152,9 +211,7 @@ def _curves(sealed: Mapping[str, Artifact]) -> str:
         (f"{told['learning_rate']:g}", "learning rate"),
     ]
     plot = _framed(folder / "loss.png", "loss curves")
-    said = [told["trend"]["sentence"]] if told["trend"] else []
-    if told["published_step"] != told["steps"]:
-        said.append(f"The weights after step {told['published_step']:,} were taken, those with the lowest held-out loss.")
+    said = [told["outcome"]] + ([f"After the last step: {told['trend']['sentence']}"] if told["trend"] else [])
     said += [f"At {event}." for event in told["events"]]
     said += _pace(sealed["training"])
     names = "Validation prompts at fixed seeds: " + "; ".join(told["sample_prompts"])
@@ -245,7 +302,10 @@ def _reproduce(config: Config, sealed: Mapping[str, Artifact]) -> str:
 
 def closing_words(sealed: Mapping[str, Artifact], run: Run, command: str) -> list[str]:
     """What the terminal says at the end: verdict, report, how to ask the model; `command` is this program as it was called."""
-    told = [_json(sealed["evaluation"], "verdict.json")["sentence"]] if "evaluation" in sealed else []
+    told = []
+    if "evaluation" in sealed:
+        verdict = _json(sealed["evaluation"], "verdict.json")
+        told = [verdict["headline"], verdict["sentence"]]
     told.append(f"report: {run.root / 'report.html'}")
     if "production" not in sealed:
         return told

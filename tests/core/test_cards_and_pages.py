@@ -20,12 +20,10 @@ def example(**more: Any) -> Example:
 
 
 def facts(**more: Any) -> dict[str, Any]:
+    axis = {"name": "prompt", "outcome": "won", "sentence": "It shows more | of what was asked."}
     verdict = {
-        "sentence": "Better.",
-        "unit": "points",
-        "named": {"target": {"base": 0.1, "tuned": 0.9}},
-        "copies": {"share": 0.0},
-    }
+        "headline": "Promote.", "sentence": "Better.", "prompts": 8, "seeds_per_prompt": 4, "judge": "a judge", "axes": [axis],
+    }  # fmt: skip
     training = {
         "method": "full", "steps": 4, "pictures_seen": 16, "learning_rate": 1e-3, "train_pictures": 2, "rehearsal_pictures": 0,
         "weights_digest": "f" * 64,
@@ -121,7 +119,17 @@ def _pieces() -> Iterator[tuple[str, str]]:
     yield "strip", pages.strip([("data:,", HOSTILE)])
     yield "side_by_side", pages.side_by_side([([(HOSTILE, "data:,"), ("b", "data:,")], HOSTILE)])
     yield "facts", pages.fact_boxes([(HOSTILE, HOSTILE)])
-    yield "verdict", pages.verdict_box({"answer": "better", "sentence": HOSTILE})
+    yield "verdict", pages.verdict_box({"decision": "promote", "headline": HOSTILE, "sentence": HOSTILE})
+    axis = {
+        "name": HOSTILE,
+        "role": "guard",
+        "outcome": "lost",
+        "sentence": HOSTILE,
+        "advice": HOSTILE,
+        "unit": "",
+        "interval": None,
+    }
+    yield "axes", pages.axis_table([axis], [HOSTILE])
     yield "section", pages.section(HOSTILE, "x")
     yield "page", pages.page(HOSTILE, HOSTILE, "0", [])
 

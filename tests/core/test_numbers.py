@@ -1,15 +1,12 @@
-"""Diffusion, statistics and randomness against the libraries and cases that are known."""
+"""Diffusion and randomness against the libraries and cases that are known."""
 
-import math
-
-import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.training_utils import compute_snr
 
-from dovetail.core import diffusion, randomness, statistics
+from dovetail.core import diffusion, randomness
 
 
 @pytest.fixture
@@ -90,40 +87,6 @@ def test_min_snr_at_a_zero_terminal_is_a_number_for_every_target(scheduler: DDIM
         p: diffusion.min_snr_weights(t, scheduler.alphas_cumprod, p, 5.0).item() for p in ("epsilon", "v_prediction", "sample")
     }
     assert found == {"epsilon": 1.0, "v_prediction": 0.0, "sample": 0.0}
-
-
-def test_the_interval_covers_the_true_mean_about_95_times_in_100() -> None:
-    rng = np.random.default_rng(5)
-    covered = 0
-    for trial in range(200):
-        owners = [f"p{i}" for i in range(25) for _ in range(3)]
-        values = np.repeat(rng.normal(1.0, 2.0, 25), 3) + rng.normal(0, 1, 75)
-        found = statistics.paired_interval(values.tolist(), owners, seed=trial, draws=1000)
-        covered += found.low <= 1.0 <= found.high
-    assert 175 <= covered <= 198
-
-
-def test_samples_of_one_prompt_do_not_count_as_independent() -> None:
-    values = np.random.default_rng(0).normal(0, 1, 20)
-    once = statistics.paired_interval(values.tolist(), [str(i) for i in range(20)])
-    repeated = statistics.paired_interval(np.repeat(values, 50).tolist(), [str(i) for i in range(20) for _ in range(50)])
-    assert repeated.high - repeated.low == pytest.approx(once.high - once.low, rel=0.05) and repeated.count == 20
-
-
-def test_the_interval_is_the_same_for_the_same_data_and_lies_around_the_mean() -> None:
-    first, again = (statistics.paired_interval([1.0, 2.0, 4.0], ["a", "b", "c"]) for _ in range(2))
-    assert first == again and first.low < first.mean < first.high and first.mean == pytest.approx(7 / 3)
-
-
-@pytest.mark.parametrize(("values", "owners", "count"), [([1.0, 2.0], ["a", "a"], 1), ([], [], 0)])
-def test_one_cluster_or_none_has_an_infinite_interval(values: list[float], owners: list[str], count: int) -> None:
-    found = statistics.paired_interval(values, owners)
-    assert (found.low, found.high, found.count) == (-math.inf, math.inf, count)
-
-
-def test_share_above_a_percentile() -> None:
-    assert statistics.share_above([5.0, 0.1], list(np.linspace(0, 1, 101))) == 0.5
-    assert statistics.share_above([], [1.0]) == statistics.share_above([1.0], []) == 0.0
 
 
 def test_every_picture_is_seen_once_an_epoch_in_another_order_each_time() -> None:

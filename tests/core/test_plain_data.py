@@ -1,13 +1,11 @@
-"""Digests, captions, schedules, verdicts: pure functions on plain data."""
+"""Digests, captions, schedules: pure functions on plain data."""
 
 import hashlib
-import math
 from itertools import pairwise
 
 import pytest
 
-from dovetail.core import captions, digests, schedules, verdicts
-from dovetail.records import Interval
+from dovetail.core import captions, digests, schedules
 
 
 def test_digest_of_data_does_not_depend_on_the_order_of_keys_but_on_the_values() -> None:
@@ -90,35 +88,3 @@ def test_average_forgets_the_start_soon_and_then_keeps_its_decay() -> None:
     assert schedules.ema_decay(0, 0.99) == pytest.approx(0.1)
     assert schedules.ema_decay(10_000, 0.99) == 0.99
     assert schedules.ema_decay(5, 0.0) == 0.0
-
-
-INF = math.inf
-BETTER, WORSE, OPEN = (
-    Interval(mean=mean, low=low, high=high, count=9)
-    for mean, low, high in ((2.0, 1.0, 3.0), (-2.0, -3.0, -1.0), (0.5, -1.0, 2.0))
-)
-ONE = Interval(mean=5.0, low=-INF, high=INF, count=1)
-
-
-@pytest.mark.parametrize(
-    ("gain", "said"), [(BETTER, "better"), (WORSE, "not better"), (OPEN, "cannot tell yet"), (ONE, "cannot tell yet")]
-)
-def test_the_answer_follows_from_the_whole_interval(gain: Interval, said: str) -> None:
-    assert verdicts.answer(gain) == said
-
-
-def test_no_change_at_all_is_not_better() -> None:
-    assert verdicts.answer(Interval(mean=0.0, low=0.0, high=0.0, count=4)) == "not better"
-
-
-def test_the_sentence_says_gain_interval_count_and_what_was_forgotten() -> None:
-    text = verdicts.sentence(BETTER, WORSE, "points")
-    assert "is better than the base on 9 held-out prompts: +2.00 points" in text
-    assert "+1.00 to +3.00" in text and "forgot something" in text
-    assert "nothing measurable was forgotten" in verdicts.sentence(BETTER, OPEN, "points")
-
-
-def test_the_sentence_is_plain_about_too_few_prompts_and_about_an_open_question() -> None:
-    assert "too few" in verdicts.sentence(ONE, ONE, "points") and "inf" not in verdicts.sentence(ONE, ONE, "points")
-    assert "cannot be told yet" in verdicts.sentence(OPEN, ONE, "points")
-    assert "inf" not in verdicts.sentence(OPEN, ONE, "points")

@@ -126,3 +126,16 @@ def test_random_crops_follow_from_the_key_and_differ_between_keys() -> None:
 
 def test_the_centre_crop_is_in_the_middle() -> None:
     assert crops.views(96, 32, (32, 32), centre=True, flip=False, key="")[0].left == 32
+
+
+@pytest.mark.parametrize(("width", "height"), [(64, 64), (90, 40), (33, 400), (20, 20)])
+def test_closer_views_lie_inside_the_picture_and_follow_the_views_of_the_whole(width: int, height: int) -> None:
+    plain = crops.views(width, height, (32, 32), centre=True, flip=True, key="k")
+    views = crops.views(width, height, (32, 32), centre=True, flip=True, key="k", closer=5)
+    assert views[: len(plain)] == plain and len(views) == len(plain) + 10
+    for view in views[len(plain) :]:
+        assert 0 <= view.left <= view.width - 32 and 0 <= view.top <= view.height - 32
+        assert (1 - crops.CLOSEST) * min(view.width, view.height) <= 32.5
+        assert view.width / view.height == pytest.approx(width / height, rel=0.05)
+    assert len({(v.width, v.left, v.top) for v in views}) > 3
+    assert views != crops.views(width, height, (32, 32), centre=True, flip=True, key="other", closer=5)

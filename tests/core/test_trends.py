@@ -65,3 +65,44 @@ def test_no_noise_level_outweighs_another() -> None:
     assert drawn["validation"][0] == (0, pytest.approx(1)) and drawn["low-noise"][1][1] == pytest.approx(0.5, abs=0.01)
     assert drawn["validation"][1][1] == pytest.approx(1 - 3 / 8 / 2, abs=0.01), "three of eight timesteps count three eighths"
     assert set(drawn) == {"train", "validation", *trends.BANDS}
+
+
+def test_the_base_is_never_the_best_step() -> None:
+    rows = curve([1, 1.1, 1.05, 1.2])
+    assert trends.best_step(rows) == 200 and trends.since_best(rows) == 1
+    said = trends.outcome(rows, 300, 300, 200, 5)
+    assert "after all 300 steps" in said and "no held-out loss was below it" in said and "above the base's" in said
+
+
+def test_the_outcome_says_why_it_ended_and_what_is_published() -> None:
+    rows = curve([1, 0.9, 0.8, 0.85, 0.9])
+    said = trends.outcome(rows, 400, 900, 200, 2)
+    assert "ended after step 400 of 900, as 2 held-out losses in a row brought no new low" in said
+    assert (
+        "the weights after step 200 are published, those with the lowest held-out loss: 19.9% below" in said
+        and "chance" not in said
+    )
+    assert "the lowest was at step 200." in trends.outcome(rows, 400, 400, 400, 0)
+    gain = trends.change(rows, 200)
+    assert gain and gain.high < 0 and trends.change(rows, 50) is None
+
+
+def test_without_validation_pictures_the_outcome_says_so() -> None:
+    assert "no validation picture says which weights are best" in trends.outcome([{"step": 10, "loss": 1.0}], 120, 120, 120, 5)
+    alone = trends.outcome(curve([1, 0.9], pictures=1), 100, 100, 100, 5)
+    assert "9.9% below" in alone and "may be chance" in alone and "interval" not in alone
+
+
+def test_a_gain_that_may_be_chance_is_called_so() -> None:
+    rows = curve([1, 1])
+    for row in rows:
+        if row.get("set") == "validation" and row["step"] == 100:
+            row["losses"] = {n: [x * (1.4 if n == "p0" else 0.93) for x in v] for n, v in row["losses"].items()}
+    assert "which may be chance" in trends.outcome(rows, 100, 100, 100, 5)
+
+
+def test_training_pictures_may_be_measured_less_often() -> None:
+    rows = curve([1, 0.9, 0.8, 0.85, 0.95, 1.05, 1.15], [1, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4])
+    rows = [row for row in rows if row.get("set") != "train" or row["step"] in (0, 600)]
+    found = trends.trend(rows)
+    assert found and found.answer == "overfits"

@@ -36,7 +36,8 @@ def _sealed(run: Run, stage: str, digest: str, **files: Any) -> Artifact:
 
 def _release(run: Run, registry: Registry, answer: str, config: Production, version: str = "v1") -> dict[str, Any]:
     repo = _sealed(run, "repo", "a" * 64, published={"name": "cats", "version": version, "registry": str(registry.root)})
-    verdict = _sealed(run, "evaluation", "b" * 64, verdict={"answer": answer, "sentence": f"It is {answer}."})
+    told = {"decision": answer, "headline": f"The verdict is {answer}.", "sentence": f"It is {answer}."}
+    verdict = _sealed(run, "evaluation", "b" * 64, verdict=told)
     desk = Desk(run, run.partial("production", "c" * 64), Show(quiet=True), [])
     production.release(repo, verdict, verdict, config, desk)
     told = json.loads((desk.folder / "release.json").read_text())
@@ -47,8 +48,8 @@ def _release(run: Run, registry: Registry, answer: str, config: Production, vers
 @pytest.mark.parametrize(
     ("answer", "promote", "released"),
     [
-        ("better", "if better", True), ("not better", "if better", False), ("cannot tell yet", "if better", False),
-        ("not better", "always", True), ("better", "never", False),
+        ("promote", "if better", True), ("hold", "if better", False), ("cannot tell", "if better", False),
+        ("hold", "always", True), ("promote", "never", False),
     ],
 )  # fmt: skip
 def test_a_model_is_released_only_where_verdict_and_configuration_allow_it(
@@ -64,8 +65,14 @@ def test_a_model_is_released_only_where_verdict_and_configuration_allow_it(
 def test_what_is_in_force_already_is_not_promoted_twice_and_a_reason_is_kept(run_folder: Run, tmp_path: Path) -> None:
     registry = Registry(tmp_path / "registry")
     for _ in range(2):
-        _release(run_folder, registry, "better", Production(reason="by hand"))
+        _release(run_folder, registry, "promote", Production(reason="by hand"))
     assert [(r.version, r.reason) for r in registry.releases("cats")] == [("v1", "by hand")]
+
+
+def test_a_release_against_the_verdict_is_recorded_as_such(run_folder: Run, tmp_path: Path) -> None:
+    registry = Registry(tmp_path / "registry")
+    _release(run_folder, registry, "hold", Production(promote="always", reason="the editor wants it"))
+    assert registry.releases("cats")[0].reason == "overrules the verdict (The verdict is hold.) the editor wants it"
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from dovetail import library, pipeline
 from dovetail.edges import folders
 from dovetail.edges.models import Models
 from dovetail.edges.registry import Registry
-from dovetail.records import STAGE_NAMES, Example, LatentRow, Rejected, ScoredSample
+from dovetail.records import AXIS_NAMES, STAGE_NAMES, Example, LatentRow, Rejected, ScoredSample
 
 
 @pytest.fixture
@@ -196,12 +196,13 @@ def test_the_rejected_are_all_there_with_their_reasons(finished: Finished) -> No
 
 def test_scores_are_paired_by_prompt_and_seed_and_the_verdict_follows_from_them(finished: Finished) -> None:
     samples = finished.sealed["evaluation"].records(ScoredSample)
-    target, other = ([s for s in samples if s.axis == axis] for axis in ("target", "other"))
+    target, other = ([s for s in samples if s.group == group] for group in ("held-out", "general"))
     assert len(target) == 4 and len({(s.prompt, s.seed) for s in target}) == 4 and len({s.prompt for s in target}) == 2
     tests = {e.caption for e in finished.sealed["buildout"].records(Example) if e.split == "test"}
     assert {s.prompt for s in target} <= tests and {s.prompt for s in other} == {"a house", "a tree on blue"}
     verdict = told(finished, "evaluation", "verdict.json")
-    assert verdict["gain"]["mean"] == pytest.approx(np.mean([s.tuned_score - s.base_score for s in target]))
+    assert [a["name"] for a in verdict["axes"]] and {a["name"] for a in verdict["axes"]} == set(AXIS_NAMES) - {"production"}
+    assert verdict["decision"] == "cannot tell" and verdict["prompts"] == 2
     folder = finished.sealed["evaluation"].folder
     for s in samples:
         pictures = [pixels_of(folder / f) for f in (s.base_file, s.tuned_file)]
@@ -238,7 +239,7 @@ def test_the_report_shows_verdict_rejections_and_captions_escaped(finished: Fini
         "a train station | with a pipe 🚉",
     ):
         assert said in text
-    assert told(finished, "evaluation", "verdict.json")["answer"] in text and "<script>" not in text
+    assert told(finished, "evaluation", "verdict.json")["headline"] in text and "<script>" not in text
 
 
 def test_the_runs_copy_of_the_configuration_is_whole(at_home: Finished) -> None:

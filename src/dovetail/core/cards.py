@@ -103,11 +103,10 @@ def model_card(facts: Mapping[str, Any]) -> str:
         ("digest of the trained weights", f"`{training['weights_digest'][:16]}`"),
         *((f"{name} version", version) for name, version in facts["versions"].items()),
     ]
-    named = verdict["named"]["target"]
     parts = [
         "\n".join(_model_head(facts)),
         f"# {facts['name']}",
-        f"**{verdict['sentence']}**",
+        f"**{verdict['headline']}** {verdict['sentence']}",
         f"![The same prompts and seeds: base above, tuned below]({facts['picture']})",
         "## Use",
         "```python\nfrom diffusers import StableDiffusionPipeline\n"
@@ -116,12 +115,9 @@ def model_card(facts: Mapping[str, Any]) -> str:
         if train
         else "",
         "## Evaluation",
-        "The judge is a CLIP model that training never saw; scores are paired by prompt and seed, "
-        f"the unit is {verdict['unit']}. "
-        f"Its first choice among all prompts was the own one for {named['base']:.0%} of the base's pictures "
-        f"and {named['tuned']:.0%} "
-        "of the tuned model's. Nearer to a training picture than 99 % of the held-out pictures: "
-        f"{verdict['copies']['share']:.0%} of the samples (`eval/verdict.json` has all figures).",
+        f"The tuned model against its base on {verdict['prompts']} held-out prompts, {verdict['seeds_per_prompt']} seeds each, "
+        f"judged by {verdict['judge']} (`eval/verdict.json` has all figures).",
+        table(("axis", "outcome", "what it says"), [(a["name"], a["outcome"], a["sentence"]) for a in verdict["axes"]]),
         "## Training",
         table(("", ""), training_rows),
         "## Data and licences",

@@ -13,8 +13,14 @@ h1 { font-size: 1.7rem; margin: 0 0 .3rem; }
 h2 { font-size: 1.15rem; margin: 2.6rem 0 .8rem; border-bottom: 1px solid var(--line); padding-bottom: .3rem; }
 .sub { color: var(--soft); margin: 0; }
 .verdict { border-left: 5px solid var(--soft); background: #fff; padding: 1rem 1.2rem; margin: 1.4rem 0; font-size: 1.1rem; }
-.verdict.better { border-color: #2f8f5b; }
-.verdict.not-better { border-color: var(--warm); }
+.verdict.promote { border-color: #2f8f5b; }
+.verdict.hold { border-color: var(--warm); }
+td.outcome { font-weight: 600; white-space: nowrap; }
+tr.won td.outcome { color: #2f8f5b; }
+tr.lost td.outcome { color: var(--warm); }
+tr.decided { background: #f4f6f1; }
+tr.decided td:first-child { border-left: 4px solid var(--ink); }
+td.figure { white-space: nowrap; font-variant-numeric: tabular-nums; }
 .verdict b { text-transform: uppercase; letter-spacing: .04em; font-size: .8em; display: block; color: var(--soft); }
 .facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(10rem, 1fr)); gap: .8rem; }
 .fact { background: #fff; border: 1px solid var(--line); border-radius: .5rem; padding: .7rem .9rem; }
@@ -65,9 +71,40 @@ def paragraph(text: str) -> str:
 
 
 def verdict_box(verdict: Mapping[str, Any]) -> str:
-    """The sentence that matters."""
-    kind = str(verdict["answer"]).replace(" ", "-")
-    return f'<div class="verdict {kind}"><b>{escape(verdict["answer"])}</b>{escape(verdict["sentence"])}</div>'
+    """The decision, and the sentence of what decided it."""
+    kind = str(verdict["decision"]).replace(" ", "-")
+    head = f"<b>{escape(verdict['decision'])}</b>"
+    return f'<div class="verdict {kind}">{head}<p>{escape(verdict["headline"])}</p><p class="sub">{escape(verdict["sentence"])}</p></div>'
+
+
+OUTCOMES = {"won": "won", "even": "no difference", "lost": "lost", "cannot judge": "cannot judge"}
+GUARD_OUTCOMES = OUTCOMES | {"even": "kept", "won": "kept", "lost": "broken"}
+
+
+def axis_table(axes: Sequence[Mapping[str, Any]], decided_by: Sequence[str]) -> str:
+    """One row an axis: what came out, the figure with its interval, the sentence; those that decided are marked."""
+    body = []
+    for axis in axes:
+        words = GUARD_OUTCOMES if axis["role"] == "guard" else OUTCOMES
+        marked = " decided" if axis["name"] in decided_by else ""
+        said = f"{axis['sentence']} {axis['advice']}".strip()
+        role = {"target": "must be won", "guard": "guard", "information": ""}[axis["role"]]
+        body.append(
+            f'<tr class="{escape(axis["outcome"].replace(" ", "-"))}{marked}"><td>{escape(axis["name"])}</td><td>{role}</td>'
+            f'<td class="outcome">{words[axis["outcome"]]}</td><td class="figure">{_figure(axis)}</td><td>{escape(said)}</td></tr>'
+        )
+    head = "".join(f"<th>{h}</th>" for h in ("axis", "", "outcome", "figure (95 % interval)", "what it says"))
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
+
+
+def _figure(axis: Mapping[str, Any]) -> str:
+    found = axis["interval"]
+    if not found or found["low"] is None or found["high"] is None:
+        return ""
+    share = "share" in axis["unit"]
+    sign = "" if axis["name"] in ("copies", "broken", "variety") else "+"
+    mean, low, high = (format(found[k], f"{sign}.0%" if share else f"{sign}.2f") for k in ("mean", "low", "high"))
+    return escape(f"{mean} ({low} to {high})")
 
 
 def fact_boxes(facts: Sequence[tuple[str, str]]) -> str:

@@ -36,22 +36,31 @@ def _can_spare(name: str, splits: dict[str, Split]) -> bool:
     return sum(s == splits[name] for s in splits.values()) > 1
 
 
+TEST_GROUPS, VALIDATION_GROUPS = 8, 4  # a verdict and a best step want that many, where there are enough
+
+
+def _is_short(split: Split, splits: dict[str, Split], sizes: dict[str, int], pictures: float, groups: int) -> bool:
+    own = [sizes[name] for name, s in splits.items() if s == split]
+    return sum(own) < pictures or len(own) < groups
+
+
 def assign(sizes: dict[str, int], validation_share: float, test_share: float, seed: int) -> dict[str, Split]:
     """Group name -> split.
 
     Each group's place follows from its own name and the seed, so that adding data moves nothing. Small collections are
-    topped up: where a split holds less than half of its share, the groups nearest to its border join it, as long as
-    the training split keeps at least one.
+    topped up: where a split holds less than half of its share, or fewer groups than a verdict needs (8 of test and 4 of validation, at
+    most a third and a sixth of all groups), the groups nearest to its border join it, as long as the training split keeps at
+    least one.
     """
     numbers = {name: unit_interval("split", str(seed), name) for name in sizes}
     splits = {name: split_of(u, validation_share, test_share) for name, u in numbers.items()}
     total = sum(sizes.values())
-    borders: list[tuple[Split, float, float]] = [
-        ("test", test_share, test_share),
-        ("validation", validation_share, test_share + validation_share),
+    borders: list[tuple[Split, float, float, int]] = [
+        ("test", test_share, test_share, min(TEST_GROUPS, len(sizes) // 3)),
+        ("validation", validation_share, test_share + validation_share, min(VALIDATION_GROUPS, len(sizes) // 6)),
     ]
-    for split, share, border in borders:
-        while share and sum(sizes[n] for n, s in splits.items() if s == split) < share * total / 2:
+    for split, share, border, least in borders:
+        while share and _is_short(split, splits, sizes, share * total / 2, least):
             spare = [n for n in numbers if splits[n] != split and _can_spare(n, splits)]
             if not spare:
                 break

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dovetail.core import statistics
+from dovetail.core import intervals
 from dovetail.records import Interval, Trend
 
 BANDS = ("low-noise", "middle", "high-noise")  # thirds of the timesteps
@@ -40,15 +40,24 @@ def lines(curve: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[int, float
 
 
 def best_step(curve: Sequence[Mapping[str, Any]]) -> int | None:
-    """The step with the lowest held-out loss on validation pictures, the first of equals; None where none was measured."""
-    tables = measured(curve, "validation")
-    return min(tables, key=lambda step: (float(tables[step].mean()), step)) if tables else None
+    """The step with the lowest held-out loss on validation pictures, the first of equals; None where none was measured.
+
+    Step 0 is the base, not a result of the training: it is never the best, however low its loss is.
+    """
+    tables = {step: float(table.mean()) for step, table in measured(curve, "validation").items() if step}
+    return min(tables, key=lambda step: (tables[step], step)) if tables else None
 
 
 def since_best(curve: Sequence[Mapping[str, Any]]) -> int:
     """Measurements after the best one."""
     best = best_step(curve)
     return 0 if best is None else sum(step > best for step in measured(curve, "validation"))
+
+
+def change(curve: Sequence[Mapping[str, Any]], step: int) -> Interval | None:
+    """Change of the held-out loss from the base to `step`, a share of the base's; None where either was not measured."""
+    tables = measured(curve, "validation")
+    return _change(tables[0], tables[step]) if 0 in tables and step in tables else None
 
 
 def trend(curve: Sequence[Mapping[str, Any]]) -> Trend | None:
@@ -70,7 +79,8 @@ def trend(curve: Sequence[Mapping[str, Any]]) -> Trend | None:
     if rising:
         learnt = measured(curve, "train")
         since = min(rising.values())
-        grew = _change(learnt[since], learnt[steps[-1]]).low > 0 if since in learnt and steps[-1] in learnt else False
+        before = max((step for step in learnt if step <= since), default=None)  # training pictures are measured less often
+        grew = before is not None and steps[-1] in learnt and _change(learnt[before], learnt[steps[-1]]).low > 0
         names = f"the {' and '.join(rising)} band{'s' * (len(rising) > 1)}"
         names = "all bands of noise" if len(rising) == len(BANDS) else names
         sentence = f"{where}; it {'worsens' if grew else 'overfits'} in {names} since step {since:,}"
@@ -88,10 +98,34 @@ def trend(curve: Sequence[Mapping[str, Any]]) -> Trend | None:
     return Trend(answer="flat", sentence=f"{where}, flat since step {still:,}.", best_step=best, change=gain, bands=bands)
 
 
+def outcome(curve: Sequence[Mapping[str, Any]], done: int, planned: int, published: int, missed: int) -> str:
+    """In words: why a training of `planned` steps ended after `done`, and what the weights that are published are like.
+
+    `missed` is after how many held-out losses without a new low it was to end, 0 for never.
+    """
+    early = f"after step {done:,} of {planned:,}, as {missed} held-out losses in a row brought no new low"
+    ended = f"The training ended {early if done < planned else f'after all {planned:,} steps'}"
+    if best_step(curve) is None:
+        return f"{ended}; no validation picture says which weights are best, so the last ones are published."
+    gain = change(curve, published)
+    said = f"{ended}; the weights after step {published:,} are published"
+    if gain is None:
+        return f"{said}."
+    moved = f"{abs(gain.mean):.1%} {'below' if gain.mean < 0 else 'above'} the base's"
+    if gain.count > 1:
+        moved += f" (95 % interval {gain.low:+.1%} to {gain.high:+.1%})"
+    if published != best_step(curve):
+        return f"{said}, held-out loss {moved}; the lowest was at step {best_step(curve):,}."
+    if gain.mean >= 0:
+        return f"{said}, which come nearest to the base: no held-out loss was below it, this one is {moved}."
+    doubt = "" if gain.high < 0 else ", which may be chance"
+    return f"{said}, those with the lowest held-out loss: {moved}{doubt}."
+
+
 def _change(before: np.ndarray, after: np.ndarray) -> Interval:
     """Mean of the pictures' changes from one (pictures, timesteps) table to another."""
     differences = (after - before).mean(1)
-    return statistics.paired_interval(differences.tolist(), [f"{i:06d}" for i in range(len(differences))])
+    return intervals.paired_interval(differences.tolist(), [f"{i:06d}" for i in range(len(differences))])
 
 
 def _rising(tables: Mapping[int, np.ndarray]) -> dict[str, int]:

@@ -22,6 +22,7 @@ from dovetail.errors import ModelError, StoreError
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "net.0.proj", "net.2", "conv1", "conv2"]
 TEXT_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
 FILE = "pytorch_lora_weights.safetensors"
+FEW_STEP = "few_step"  # folder of a model's few-step version, a LoRA
 TOLD = "lora_adapter_metadata"  # in that file: what the adapters were asked for, as diffusers writes it
 
 Pairs = Mapping[str, tuple[Tensor, Tensor]]  # layer -> its LoRA's down, and its up times alpha / rank
@@ -166,6 +167,11 @@ def fuse(model: Any) -> None:
     recurse_remove_peft_layers(model)
     model._hf_peft_config_loaded = False
     del model.peft_config
+
+
+def has_few_steps(folder: Path) -> bool:
+    """Whether the model in `folder` has a few-step version."""
+    return (folder / FEW_STEP / FILE).is_file()
 
 
 def take(unet: UNet2DConditionModel, folder: Path) -> None:

@@ -89,6 +89,27 @@ class Registry:
         record = self.releases(name)
         return record[-1].version if record else None
 
+    def reference(self, name: str, checkpoint: str) -> str | None:
+        """The version that a training competes with: in force now, or before the training's own first release.
+
+        `checkpoint` is the content digest of the training. None where nothing was in force. The answer stays the same when the
+        training is released, so that an evaluation against it need not be done again.
+        """
+        reference = None
+        for release in self.releases(name):
+            if self._checkpoint(name, release.version) == checkpoint:
+                return reference
+            reference = release.version
+        return reference
+
+    def _checkpoint(self, name: str, version: str) -> str:
+        """Content digest of the training that a version was made of; "" where it does not say."""
+        try:
+            told = json.loads((self.version_folder(name, version) / "provenance.json").read_text(encoding="utf-8"))
+            return str(told["checkpoint"]["content"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return ""
+
     def promote(self, name: str, version: str, reason: str) -> Release:
         """Put a published version in force. Raises BadInputError where it is not published."""
         if not self.version_folder(name, version).is_dir():

@@ -39,24 +39,28 @@ class Recipe:
     flip: bool
     resample: str
     vae: str  # digest of its files
+    closer: int = 0  # random views of a part of the picture, beside those of the whole
 
     @property
     def digest(self) -> str:
         """Of all that latents depend on but the picture."""
         shapes = [list(shape) for shape in self.buckets]
-        return digests.of_data([2, self.side, self.centre, self.flip, self.resample, self.vae, *shapes])[:24]
+        closer = [{"closer": self.closer, "most": crops.CLOSEST}] if self.closer else []
+        return digests.of_data([2, self.side, self.centre, self.flip, self.resample, self.vae, *shapes, *closer])[:24]
 
     def views(self, width: int, height: int, key: str) -> tuple[tuple[int, int], list[crops.View]]:
         """The shape (width, height) that a picture of that size gets, and how it is seen."""
         shape = buckets.nearest(width, height, self.buckets) if self.buckets else (self.side, self.side)
-        return shape, crops.views(width, height, shape, centre=self.centre, flip=self.flip, key=key)
+        return shape, crops.views(width, height, shape, centre=self.centre, flip=self.flip, key=key, closer=self.closer)
 
 
 def cut_outs(picture: np.ndarray, recipe: Recipe, key: str) -> np.ndarray:
     """uint8 (views, its height, its width, 3): every view of a picture (height, width, 3)."""
     shape, views = recipe.views(picture.shape[1], picture.shape[0], key)
-    scaled = pixels.resized(picture, views[0].width, views[0].height, recipe.resample)
-    cuts = [scaled[v.top : v.top + shape[1], v.left : v.left + shape[0]] for v in views]
+    scaled = {
+        size: pixels.resized(picture, *size, recipe.resample) for size in dict.fromkeys((v.width, v.height) for v in views)
+    }
+    cuts = [scaled[v.width, v.height][v.top : v.top + shape[1], v.left : v.left + shape[0]] for v in views]
     return np.stack([cut[:, ::-1] if view.mirrored else cut for cut, view in zip(cuts, views, strict=True)])
 
 

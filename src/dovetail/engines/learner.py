@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dovetail.config import Training
-from dovetail.core import schedules, trends
+from dovetail.config import PlannedTraining, Training
+from dovetail.core import plans, schedules, trends
 from dovetail.edges import folders, machine
 from dovetail.edges.models import Models
 from dovetail.engines import checkpoints, compiling, material, processes, sharding
@@ -28,6 +28,7 @@ from dovetail.errors import BadConfigError, StoppedError, TrainingError
 
 MERGED_AREA = {"cpu": 64 * 16 * 16, "cuda": 16 * 64 * 64}  # latent pixels of the micro-batches that are merged into one
 SKIPS = 20  # steps in a row that a loss scaler may skip while it looks for its scale
+TRAIN_MEASURED = 4  # held-out losses for one on training pictures
 BACKS = 3  # times that a training may be rolled back
 
 
@@ -48,6 +49,7 @@ class Taught:
     """What a training gave."""
 
     steps: int  # done
+    planned: int
     weights: dict[str, Tensor]  # averaged, by name, after the last step
     curve: list[dict[str, Any]]
     best: tuple[int, dict[str, Tensor]] | None  # step and averaged weights of the lowest held-out loss
@@ -66,7 +68,7 @@ def teach(
     start: Path | None = None,
     shard: bool = False,
 ) -> Taught:
-    """Train for `config.steps` optimizer steps, or until the held-out loss has had no new low for `config.early_stop` times.
+    """Train for the planned optimizer steps, or until the held-out loss has had no new low for `config.early_stop` times.
 
     `folder` holds the checkpoints; called again on the same folder after a kill, it goes on from the newest whole one
     and ends with the same weights; `start` is another one to go on from, and newer ones are put aside. `on_sample(step)` is
@@ -76,6 +78,8 @@ def teach(
     training that was asked for otherwise, StoppedError where the time is up, KeyboardInterrupt where it was stopped: both after
     a checkpoint.
     """
+    distinct = 0 if config.steps else len({item.name for item in material.train})  # a large set is not gone through unasked
+    config = config.planned(distinct, len(material.validation))
     lessons = prepare(models, material, config, learning_rate, show, shard)
     step = resume(lessons, folder, start)
     if step == 0:
@@ -109,7 +113,7 @@ def teach(
     weights = {n: a.cpu() for n, a in wholes(lessons, lessons.average, everywhere=True).items()}
     if lessons.sharded:
         models.unet = sharding.whole(lessons.unet, weights, models.device, "no")
-    return Taught(step, weights, lessons.curve, best(lessons, folder), _pace(lessons))
+    return Taught(step, config.steps, weights, lessons.curve, best(lessons, folder), _pace(lessons))
 
 
 def _pace(lessons: Lessons) -> Pace:
@@ -121,8 +125,12 @@ def _pace(lessons: Lessons) -> Pace:
 
 
 def _ended(lessons: Lessons, step: int) -> bool:
-    enough = lessons.config.early_stop
-    return step >= lessons.config.steps or (enough is not None and trends.since_best(lessons.curve) >= enough)
+    config = lessons.config
+    if step >= config.steps:
+        return True
+    return (
+        bool(config.early_stop) and step % config.held_out_every == 0 and trends.since_best(lessons.curve) >= config.early_stop
+    )
 
 
 def _look(lessons: Lessons, step: int, told: dict[str, float], folder: Path, on_sample: Callable[[int], None]) -> None:
@@ -329,20 +337,27 @@ def _roll_back(lessons: Lessons, step: int, folder: Path, show: folders.Showing)
 
 
 def _hold_out(lessons: Lessons, step: int, folder: Path) -> None:
-    """Append the losses of the averaged weights on validation pictures and on as many training pictures; keep the best."""
-    measured: list[dict[str, Any]] = []
+    """Append the losses of the averaged weights on validation pictures; keep the best weights.
+
+    Every so often, and at the end, also those on as many training pictures.
+    """
+    count = plans.measured_pictures(len(lessons.material.validation))
     with averaged(lessons):
-        if lessons.accelerator.is_main_process or not lessons.sharded:
-            for name, items in (
-                ("validation", lessons.material.validation),
-                ("train", lessons.material.train[: len(lessons.material.validation)]),
-            ):
-                if items:
-                    losses = held_out_losses(lessons.unet, lessons.objective, items, lessons.material)
-                    measured.append({"step": step, "set": name, "losses": losses})
-    lessons.curve += processes.from_main(measured) if lessons.sharded else measured
+        _measure(lessons, step, "validation", lessons.material.validation[:count])
+        number = sum(row.get("set") == "validation" for row in lessons.curve) - 1
+        if number % TRAIN_MEASURED == 0 or _ended(lessons, step):
+            _measure(lessons, step, "train", lessons.material.train[:count])
     if trends.best_step(lessons.curve) == step:
         save_best(lessons, step, folder)
+
+
+def _measure(lessons: Lessons, step: int, name: str, items: Sequence[material.Item]) -> None:
+    """Append the losses on these pictures, where there are any."""
+    measured: list[dict[str, Any]] = []
+    if items and (lessons.accelerator.is_main_process or not lessons.sharded):
+        losses = held_out_losses(lessons.unet, lessons.objective, items, lessons.material)
+        measured.append({"step": step, "set": name, "losses": losses})
+    lessons.curve += processes.from_main(measured) if lessons.sharded else measured
 
 
 SIGNALLED, LATE = 1, 2  # why a training stops before its end
@@ -368,7 +383,7 @@ def _stopping(minutes: float | None) -> Iterator[Callable[[], int]]:
             signal.signal(s, handler)
 
 
-def _stopped(why: int, step: int, config: Training) -> BaseException:
+def _stopped(why: int, step: int, config: PlannedTraining) -> BaseException:
     if why == SIGNALLED:
         return KeyboardInterrupt()
     minutes = f"{config.time_limit_minutes:g} minutes"

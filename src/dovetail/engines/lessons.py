@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from dovetail.config import Training
+from dovetail.config import PlannedTraining, Training
 from dovetail.core import digests, schedules, trends
 from dovetail.edges.models import Models
 from dovetail.engines import checkpoints, compiling, sharding
@@ -34,7 +34,7 @@ class Lessons:
 
     models: Models
     material: Material
-    config: Training
+    config: PlannedTraining
     learning_rate: float
     accelerator: Accelerator
     unet: torch.nn.Module

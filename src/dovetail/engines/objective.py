@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dovetail.config import Training
+from dovetail.config import HELD_OUT_TIMESTEPS, Training
 from dovetail.core import diffusion, randomness
 from dovetail.edges.models import Models
 from dovetail.engines.material import Item, Material, Row, added
 
-BANDS = 8  # fixed timesteps of a held-out loss
+BANDS = HELD_OUT_TIMESTEPS
 
 
 @dataclass(frozen=True, slots=True)

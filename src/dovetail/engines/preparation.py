@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import AutocastKwargs
 
-from dovetail.config import Training
+from dovetail.config import PlannedTraining, Training
 from dovetail.edges import adapters, folders, machine, shapes, words
 from dovetail.edges.models import Models
 from dovetail.engines import attention, compiling, feedforward, optimizers, recomputing, sharding
@@ -26,7 +26,7 @@ TEXT_ENCODER = "text_encoder"  # how the names of its weights begin, and of thos
 
 
 def prepare(
-    models: Models, material: Material, config: Training, learning_rate: float, show: folders.Showing, shard: bool
+    models: Models, material: Material, config: PlannedTraining, learning_rate: float, show: folders.Showing, shard: bool
 ) -> Lessons:
     """A training before its first step; `shard` cuts the U-Net in parts, as `accelerate launch --use_fsdp` does.
 

@@ -1,34 +1,39 @@
 """Stage 5, data processing: pictures and words to latents and embeddings, cached by what they depend on."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from dovetail.config import Processing
-from dovetail.core import buckets, digests
-from dovetail.edges import pixels, tensors
+from dovetail.core import buckets, digests, plans
+from dovetail.edges import adapters, pixels, tensors
 from dovetail.edges.folders import Artifact, Desk, write_bytes, write_json, write_records
 from dovetail.edges.models import Models
 from dovetail.engines import encoder, painter
 from dovetail.records import Example, Hints, LatentRow
 
-BATCH = 16
-REHEARSAL_STEPS, REHEARSAL_SEED = 20, 50_000
+BATCH = plans.REHEARSAL_BATCH
+REHEARSAL_SEED = 50_000
 
 
 def process(dataset: Artifact, base: Artifact, models: Models, config: Processing, hints: Hints, desk: Desk) -> None:
     """Dataset -> `latents.safetensors` (moments of every view), `captions.safetensors` (text states) and `records.jsonl`.
 
-    What the base paints of the prompts of other things that came with it (`hints.rehearsal`) is learnt along.
+    What the base paints of the prompts of other things that came with it (`hints.rehearsal`) is learned along;
+    `config.rehearsal_pictures` is a number here (`Processing.planned`).
     """
+    assert config.rehearsal_pictures is not None
     examples = dataset.records(Example)
     side = config.resolution or models.resolution
     seen = encoder.Recipe(
         side=side, centre=config.centre_crop, flip=config.random_flip, resample="lanczos", vae=_part_digest(base, "vae/"),
-        buckets=buckets.shapes(side, models.pixels_per_step) if config.buckets else (),
+        buckets=buckets.shapes(side, models.pixels_per_step) if config.buckets else (), closer=config.closer_views,
     )  # fmt: skip
-    rows = [_row(example, seen) for example in examples]
+    whole = replace(seen, closer=0)  # pictures that are held out are seen as they are
+    rows = [_row(example, seen if example.split == "train" else whole) for example in examples]
     moments = _moments(rows, examples, dataset.folder / "dataset", models, seen, desk)
     prompts = list(config.rehearsal_prompts) or hints.rehearsal
     rehearsed = [prompts[i % len(prompts)] for i in range(config.rehearsal_pictures)] if prompts else []
@@ -41,11 +46,9 @@ def process(dataset: Artifact, base: Artifact, models: Models, config: Processin
         _tell_xl(rows, examples, captions, models, seen, desk)
     write_json(desk.folder / "resolution.json", {"side": side, "long_captions": [c for c in captions if models.pieces(c) > 1]})
     if rehearsed:
-        asked = digests.of_data([base.content, rehearsed, hints.guidance_scale, REHEARSAL_SEED, side])
-        write_bytes(
-            desk.folder / "rehearsal.safetensors",
-            tensors.to_bytes({"latents": _rehearsal(rehearsed, asked, side, hints.guidance_scale, models, desk)}),
-        )
+        asked = digests.of_data([base.content, prompts, hints.guidance_scale, REHEARSAL_SEED, side])
+        painted = _rehearsal(rehearsed, asked, side, hints.guidance_scale, models, desk)
+        write_bytes(desk.folder / "rehearsal.safetensors", tensors.to_bytes({"latents": painted}))
         write_json(desk.folder / "rehearsal.json", {"asked": asked, "captions": rehearsed})
     write_records(desk.folder / "records.jsonl", rows)
 
@@ -83,7 +86,13 @@ def _moments(
     todo = [(row, example) for row, example in zip(rows, examples, strict=True) if row.item not in known]
     for row, example in desk.show.track(todo, "pictures to latents", len(todo)):
         known[row.item] = models.moments(
-            encoder.as_pixels(encoder.cut_outs(pixels.read(root / row.file), recipe, example.key))
+            encoder.as_pixels(
+                encoder.cut_outs(
+                    pixels.read(root / row.file),
+                    recipe if row.split == "train" else replace(recipe, closer=0),
+                    example.key,
+                )
+            )
         ).cpu()
     return known
 
@@ -103,25 +112,39 @@ def _tell_xl(
     """What a Stable Diffusion XL is told beside the states: captions as wholes, sizes and crops of the cached views."""
     whole = {str(i): models.pooled([c])[0].cpu() for i, c in enumerate(captions)}
     write_bytes(desk.folder / "pooled.safetensors", tensors.to_bytes(whole))
-    sizes = {r.item: encoder.told(e.width, e.height, recipe, e.key) for r, e in zip(rows, examples, strict=True)}
+    whole = replace(recipe, closer=0)
+    sizes = {
+        r.item: encoder.told(e.width, e.height, recipe if r.split == "train" else whole, e.key)
+        for r, e in zip(rows, examples, strict=True)
+    }
     sizes["rehearsal"] = torch.tensor([[recipe.side, recipe.side, 0, 0, recipe.side, recipe.side]], dtype=torch.float32)
     write_bytes(desk.folder / "sizes.safetensors", tensors.to_bytes(sizes))
 
 
 def _rehearsal(prompts: list[str], asked: str, side: int, guidance_scale: float, models: Models, desk: Desk) -> Tensor:
-    """Scaled latents (prompts, c, h, w) that the base paints; an earlier artifact's are used again."""
+    """Scaled latents (prompts, c, h, w) that the base paints, in four steps where it has a few-step version.
+
+    Whole batches of an earlier artifact are used again: more or fewer pictures change no other one.
+    """
+    known = torch.zeros(0)
     for artifact in desk.before:
         file = artifact.folder / "rehearsal.json"
-        if file.exists() and f'"{asked}"' in file.read_text():
-            return tensors.read(artifact.folder / "rehearsal.safetensors")["latents"]
-    orders = [painter.Order(prompt=p, seed=REHEARSAL_SEED + i) for i, p in enumerate(prompts)]
+        if file.exists() and json.loads(file.read_text())["asked"] == asked:
+            found = tensors.read(artifact.folder / "rehearsal.safetensors")["latents"]
+            known = max(known, found, key=len)
+    if len(known) < len(prompts):
+        known = known[: len(known) // BATCH * BATCH]
+    orders = [painter.Order(prompt=p, seed=REHEARSAL_SEED + i) for i, p in enumerate(prompts)][len(known) :]
+    if not orders:
+        return known[: len(prompts)]
+    steps = plans.GUIDED_STEPS
+    if adapters.has_few_steps(models.folder):
+        # The models are this stage's own: nothing else asks the U-Net.
+        adapters.take(models.unet, models.folder / adapters.FEW_STEP)
+        steps, guidance_scale = plans.FEW_STEPS, 1.0
     with desk.show.bar("rehearsal pictures", len(orders)) as advance:
-        return painter.paint_latents(
-            models,
-            orders,
-            side=side // models.pixels_per_latent,
-            steps=REHEARSAL_STEPS,
-            guidance_scale=guidance_scale,
-            batch_size=BATCH,
-            on_batch=lambda n: advance(n, ""),
-        )
+        painted = painter.paint_latents(
+            models, orders, side=side // models.pixels_per_latent, steps=steps, guidance_scale=guidance_scale,
+            batch_size=BATCH, on_batch=lambda n: advance(n, ""),
+        )  # fmt: skip
+    return torch.cat([known, painted]) if len(known) else painted

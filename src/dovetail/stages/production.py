@@ -16,12 +16,16 @@ def release(repo: Artifact, verdict: Artifact, endpoint: Artifact, config: Produ
     registry = Registry(Path(published["registry"]))
     name, version = published["name"], published["version"]
     registry.add(name, version, repo.folder / "model")
-    if config.promote == "never" or (config.promote == "if better" and answer["answer"] != "better"):
-        outcome = {"released": False, "why": f"promote is {config.promote!r} and the verdict is {answer['answer']!r}"}
+    if config.promote == "never" or (config.promote == "if better" and answer["decision"] != "promote"):
+        outcome = {
+            "released": False,
+            "why": f"[production] promote is {config.promote!r} and the verdict is: {answer['headline']}",
+        }
     elif registry.current(name) == version:
         outcome = {"released": True, "why": "this version is in force already"}
     else:
-        made = registry.promote(name, version, config.reason or answer["sentence"])
+        overruled = f"overrules the verdict ({answer['headline']}) " if answer["decision"] != "promote" else ""
+        made = registry.promote(name, version, overruled + (config.reason or answer["sentence"]))
         outcome = {
             "released": True,
             "why": made.reason,

@@ -122,7 +122,7 @@ def _shape(tuned: Models) -> dict[str, Any]:
 
 def before_after(verdict: Artifact) -> bytes:
     """PNG: different held-out prompts, the base above and the tuned model below, at the same seeds, four times as large."""
-    samples = [s for s in verdict.records(ScoredSample) if s.axis == "target"]
+    samples = [s for s in verdict.records(ScoredSample) if s.group == "held-out"]
     first = list({s.prompt: s for s in reversed(samples)}.values())[::-1]
     chosen = (first + [s for s in samples if s not in first])[:PAIRS_SHOWN]
     if not chosen:

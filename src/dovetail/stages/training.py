@@ -38,9 +38,11 @@ def train(latents: Artifact, models: Models, hints: Hints, config: Training, des
         sample(0)
     taught = learner.teach(models, pictures, config, rate, desk.folder / "checkpoints", desk.show, sample)
     step, weights = _published(taught, config, desk)
-    trend = trends.trend(taught.curve)
+    trend, gain = trends.trend(taught.curve), trends.change(taught.curve, step)
+    outcome = trends.outcome(taught.curve, taught.steps, taught.planned, step, config.early_stop)
+    desk.show.say(outcome)
     if trend:
-        desk.show.say(trend.sentence)
+        desk.show.say(f"After the last step: {trend.sentence[0].lower()}{trend.sentence[1:]}")
     write_rows(desk.folder / "curve.jsonl", taught.curve)
     write_bytes(desk.folder / "loss.png", plots.loss_curves(taught.curve, trends.lines(taught.curve)))
     write_json(
@@ -48,7 +50,9 @@ def train(latents: Artifact, models: Models, hints: Hints, config: Training, des
         {
             "method": config.method, "learning_rate": rate, "steps": taught.steps, "weights_digest": tensors.digest(weights),
             "placeholder": config.placeholder if config.method == "textual_inversion" else None,
-            "published_step": step, "trend": asdict(trend) if trend else None,
+            "planned_steps": taught.planned, "best_step": taught.best[0] if taught.best else None, "published_step": step,
+            "ended": "early" if taught.steps < taught.planned else "as planned", "outcome": outcome,
+            "change": asdict(gain) if gain else None, "trend": asdict(trend) if trend else None,
             "events": [f"step {row['step']}: {row['event']}" for row in taught.curve if "event" in row],
             "pictures_seen": taught.steps * config.batch_size * config.gradient_accumulation_steps,
             "train_pictures": len(pictures.train), "validation_pictures": len(pictures.validation),

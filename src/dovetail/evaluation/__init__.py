@@ -1,0 +1,1 @@
+"""Evaluation: is the tuned model better than its base, and can the judge tell?"""
