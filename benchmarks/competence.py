@@ -22,7 +22,6 @@ from PIL import Image, ImageDraw
 
 from benchmarks import drawings
 from dovetail import bases
-from dovetail.config import Evaluation
 from dovetail.edges import pixels
 from dovetail.evaluation import competence, opening
 from dovetail.evaluation.caption_parts import nouns
@@ -231,7 +230,7 @@ def main() -> None:
     parser.add_argument("--judge", default="", help="as [evaluation] judge; empty means the embedded one")
     parser.add_argument("--only", nargs="+", choices=list(SETS), help="names of sets")
     args = parser.parse_args()
-    judge = opening.open_judge(Evaluation(judge=args.judge), bases.judge_folder(bases.EMBEDDED))
+    judge = opening.open_judge(args.judge, bases.judge_folder(bases.EMBEDDED))
     general = nouns(bases.hints(bases.EMBEDDED).other)
     rows = {}
     print(f"{'set':<18}{'can judge':<11}{'says':<7}why")
