@@ -18,6 +18,7 @@ from dovetail.records import AxisResult, Interval, Outcome
 
 FORGETTING_MARGIN = 1.0  # points of the judge's score that general prompts may lose
 LEAST_VARIETY = 0.5  # of the real pictures', and of the base's, below which samples have collapsed
+LEAST_WITHIN = 0.1  # of the same, for samples of one prompt: a small set of drawings rightly looks alike
 LEAST_WORDS = 0.5  # of the base's use of words that must be left
 LEAST_CONTROL = 4  # held-out pictures that copies can be compared with
 LEAST_BROKEN = 2  # broken samples that are no accident
@@ -169,31 +170,34 @@ def variety_axis(
 ) -> AxisResult:
     """Do samples differ? Embeddings (prompts, samples, width): of one prompt among each other, and across prompts.
 
-    Lost where samples of different prompts have, beyond doubt, less than half of the variety of the real pictures.
+    Lost where, beyond doubt, samples of different prompts have less than half of the variety of the real pictures and of the
+    base's samples, or those of one prompt less than a tenth of it.
     """
     if len(prompts) < kernel_distance.LEAST_UNITS:
         why = f"{len(prompts)} held-out prompts are too few to see whether samples differ"
         return cannot_judge("variety", why, FEW_PROMPTS.format(kernel_distance.LEAST_UNITS), required=True)
-    within = {who: [_within(v) for v in x] for who, x in (("base", base), ("tuned", tuned))} if base.shape[1] > 1 else None
-    across = {who: _across(x) for who, x in (("base", base), ("tuned", tuned), ("real", real))}
-    means = {who: float(table.mean()) for who, table in across.items()}
-    reference = min(means["real"], means["base"])
-    short = kernel_distance.pseudo_values(_square(across["tuned"]) - LEAST_VARIETY * _square(across["real"]))
-    shorter = kernel_distance.pseudo_values(_square(across["tuned"]) - LEAST_VARIETY * _square(across["base"]))
-    collapsed = all(intervals.paired_interval(x.tolist(), prompts).high < 0 for x in (short, shorter))
-    interval = intervals.paired_interval(
-        (kernel_distance.pseudo_values(_square(across["tuned"])) / max(reference, 1e-9)).tolist(), prompts
-    )
-    outcome: Outcome = "lost" if collapsed else "even"
-    same = f"; of one prompt {_mean(within['tuned']):.2f}, the base {_mean(within['base']):.2f}" if within else ""
-    said = "Samples have collapsed" if collapsed else "Samples differ from each other"
+    tables = {who: _across(x) for who, x in (("base", base), ("tuned", tuned), ("real", real))}
+    means = {who: float(kernel_distance.pseudo_values(table).mean()) for who, table in tables.items()}
+    spread = intervals.paired_interval(kernel_distance.pseudo_values(tables["tuned"]).tolist(), prompts)
+    collapsed = all(_falls_short(tables["tuned"] - LEAST_VARIETY * tables[who], prompts) for who in ("real", "base"))
+    said, details = "", {"real": means["real"]}
+    if base.shape[1] > 1:
+        within = {who: np.array([_within(v) for v in x]) for who, x in (("base", base), ("tuned", tuned))}
+        limit = LEAST_WITHIN * np.minimum(within["base"], means["real"])
+        collapsed |= intervals.paired_interval((within["tuned"] - limit).tolist(), prompts).high < 0
+        details |= {f"within {who}": float(values.mean()) for who, values in within.items()}
+        said = f"; of one prompt {within['tuned'].mean():.2f}, the base {within['base'].mean():.2f}"
     return AxisResult(
-        name="variety", role="guard", outcome=outcome, required=True, unit="mean cosine distance", base=means["base"],
-        tuned=means["tuned"], interval=interval,
-        details={"real": means["real"], "within": within and {k: _mean(v) for k, v in within.items()}},
-        sentence=f"{said}: mean distance {means['tuned']:.2f} across prompts, real pictures {means['real']:.2f}, "
-        f"the base {means['base']:.2f}{same}.",
+        name="variety", role="guard", outcome="lost" if collapsed else "even", required=True, unit="mean cosine distance",
+        base=means["base"], tuned=means["tuned"], interval=spread, details=details,
+        sentence=f"{'Samples have collapsed' if collapsed else 'Samples differ from each other'}: mean distance "
+        f"{means['tuned']:.2f} across prompts, real pictures {means['real']:.2f}, the base {means['base']:.2f}{said}.",
     )  # fmt: skip
+
+
+def _falls_short(difference: NDArray[np.float64], prompts: Sequence[str]) -> bool:
+    """Whether a table of pairwise differences is, beyond doubt, below zero on average."""
+    return intervals.paired_interval(kernel_distance.pseudo_values(difference).tolist(), prompts).high < 0
 
 
 def forgetting_axis(base: Sequence[float], tuned: Sequence[float], prompts: Sequence[str], unit: str) -> AxisResult:
@@ -283,17 +287,8 @@ def _within(vectors: NDArray[np.floating]) -> float:
 
 
 def _across(vectors: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Cosine distances between samples of different prompts, (prompts x (prompts - 1) / 2,)."""
-    table = 1 - np.einsum("iad,jbd->ij", vectors, vectors, dtype=np.float64) / vectors.shape[1] ** 2
-    return np.asarray(table[np.triu_indices(len(vectors), 1)])
-
-
-def _square(pairs: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The symmetric table (n, n) with zeros on its diagonal, of its upper triangle."""
-    n = round((1 + math.sqrt(1 + 8 * len(pairs))) / 2)
-    table = np.zeros((n, n))
-    table[np.triu_indices(n, 1)] = pairs
-    return np.asarray(table + table.T)
+    """Mean cosine distance between the samples of prompt i and those of prompt j: (prompts, prompts)."""
+    return np.asarray(1 - np.einsum("iad,jbd->ij", vectors, vectors, dtype=np.float64) / vectors.shape[1] ** 2)
 
 
 def _mean(values: Sequence[float]) -> float:

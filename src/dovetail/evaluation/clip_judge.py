@@ -29,7 +29,7 @@ class ClipJudge:
         config = model_kinds.config_of(folder, do=DO)
         if config.get("model_type") not in model_kinds.CLIP_TYPES or model_kinds.kind_of(folder, config) != "clip":
             raise ModelError(f"{folder} is no CLIP: it is {model_kinds.described(config)}", do=DO)
-        self.name = folder
+        self.name = Path(folder).name if Path(folder).is_dir() else folder
         self.model = _loaded(folder).to(device)
         self.tokenizer = _tokenizer(folder, int(self.model.config.text_config.vocab_size))
         self.processor = _image_processor(folder, self.model.config)

@@ -140,7 +140,7 @@ def _by_judge(
         "general tuned": judge.score(pictures.general_tuned, pictures.general),
     }  # fmt: skip
     told = {name: values.tolist() for name, values in scores.items()}
-    unit = f"points of {judge.name}"
+    unit = "points"
     able = tried["held-out"]
     if not able.able:
         why = f"This judge cannot judge these pictures: {judge.name} {able.reason}"

@@ -11,7 +11,7 @@ from dovetail.edges.models import Models
 from dovetail.engines import encoder, objective
 from dovetail.engines.material import Item, Material
 
-OTHER_CAPTIONS = 2  # that each picture's own one is exchanged for
+OTHER_CAPTIONS = 1  # that each picture's own one is exchanged for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

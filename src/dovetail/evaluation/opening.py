@@ -56,9 +56,7 @@ def open_question_judge(named: str, endpoint: Endpoint | None = None) -> "Judge 
 
 def embedded_encoder() -> "ImageEncoder":
     """The embedded judge for its picture side, which likeness, copies and variety are measured in where a judge embeds none."""
-    import dovetail
-
-    encoder: ImageEncoder = _open_embedded(str(Path(dovetail.__file__).parent / "base" / "judge"))
+    encoder: ImageEncoder = _open_embedded(str(Path(__file__).parents[1] / "base" / "judge"))
     return encoder
 
 

@@ -5,6 +5,7 @@ The score is 100 times the probability of "yes" against "no" to one question (VQ
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -47,7 +48,7 @@ class TransformersQuestionJudge:
         if kind not in ("question", "answers"):
             raise ModelError(f"{folder} answers no questions: it is {model_kinds.described(config)}", do=model_kinds.NAME_WHAT)
         family = AutoModelForImageTextToText if kind == "question" else AutoModelForVisualQuestionAnswering
-        self.name, self.device = folder, device
+        self.name, self.device = (Path(folder).name if Path(folder).is_dir() else folder), device
         try:
             self.model, told = family.from_pretrained(folder, dtype="auto", use_safetensors=True, output_loading_info=True)
             self.processor = AutoProcessor.from_pretrained(folder)
