@@ -139,7 +139,7 @@ def settle(lessons: Lessons) -> None:
 
 
 def best(lessons: Lessons, folder: Path) -> tuple[int, dict[str, Tensor]] | None:
-    """Step and averaged weights of the lowest held-out loss; None where none was measured."""
+    """Step and averaged weights of the best held-out loss; None where none was measured."""
     step = trends.best_step(lessons.curve)
     if step is None:
         return None
