@@ -23,7 +23,7 @@ from recipes.embedded_base.scenes import COLOURS
 
 SIDE = 128
 BODIES = ("red", "orange", "yellow", "green", "blue", "purple", "black")
-BACKGROUNDS = ("white", "gray", "yellow", "pink", "teal", "black")
+BACKGROUNDS = ("white", "gray", "yellow", "pink", "teal", "black", "blue", "green", "orange")
 CONTRAST = 190  # least distance of body and background, sum of the three channels' differences
 SHARES = {"test": 0.2, "validation": 0.15}  # Dovetail's defaults
 LICENSE = {"author": "benchmarks/drawings.py", "license": "Apache-2.0"}

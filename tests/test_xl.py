@@ -115,7 +115,9 @@ def test_the_main_job_goes_through_and_diffusers_opens_what_it_publishes(xl: Pat
     sizes = tensors.read(sealed["processing"].folder / "sizes.safetensors")
     assert {tuple(row[:2].int().tolist()) for rows in sizes.values() for row in rows} >= {(40, 48), (40, 96), (32, 32)}
     latents = tensors.read(sealed["processing"].folder / "latents.safetensors")
-    assert Counter(tuple(x.shape[2:]) for x in latents.values()) == {(8, 8): 14, (6, 10): 1}, "the wide one keeps its shape"
+    assert Counter(tuple(x.shape[2:]) for name, x in latents.items() if "." not in name) == {(8, 8): 14, (6, 10): 1}, (
+        "the wide one keeps its shape"
+    )
     assert lessons.read_material(sealed["processing"]).kinds.count(0) in (0, 1)
     model = sealed["repo"].folder / "model"
     fused, plain = (_diffusers(folder, prompt="a round thing on red") for folder in (model, xl))

@@ -148,7 +148,8 @@ class Training(Table):
         None, gt=0, description="optimizer steps between held-out losses; empty means a 20th of the steps, or what stays cheap"
     )
     published: Literal["last", "best"] = Field(
-        "best", description="weights that are published: after the last step, or those with the lowest held-out loss"
+        "best",
+        description="weights that are published: those of the best held-out loss (docs/training.md), or of the last step",
     )
     early_stop: int = Field(5, ge=0, description="end after so many held-out losses in a row without a new low; 0 means never")
     on_nan: Literal["stop", "roll back"] = Field(

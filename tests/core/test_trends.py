@@ -44,7 +44,7 @@ def test_validation_up_and_training_down_in_one_band_is_overfitting_there_since_
     assert found and found.answer == "overfits" and found.best_step == 200
     assert "it overfits in the middle band since step 200." in found.sentence and "above the base's" in found.sentence
     assert found.bands["middle"].low > 0.1 and abs(found.bands["high-noise"].mean) < 0.01
-    assert trends.since_best(rows) == 4
+    assert trends.since_lowest(rows) == 4
 
 
 def test_both_up_is_no_overfitting_but_worse() -> None:
@@ -56,7 +56,7 @@ def test_both_up_is_no_overfitting_but_worse() -> None:
 def test_one_picture_cannot_tell_and_no_picture_says_nothing() -> None:
     found = trends.trend(curve([1, 0.9], pictures=1))
     assert found and found.answer == "cannot tell" and "too few" in found.sentence and found.best_step == 100
-    assert trends.trend([]) is None and trends.best_step([]) is None and trends.since_best([]) == 0
+    assert trends.trend([]) is None and trends.best_step([]) is None and trends.since_lowest([]) == 0
     assert trends.trend(curve([1])) is None, "the base alone is no comparison"
 
 
@@ -69,7 +69,7 @@ def test_no_noise_level_outweighs_another() -> None:
 
 def test_the_base_is_never_the_best_step() -> None:
     rows = curve([1, 1.1, 1.05, 1.2])
-    assert trends.best_step(rows) == 200 and trends.since_best(rows) == 1
+    assert trends.best_step(rows) == 200 and trends.since_lowest(rows) == 1
     said = trends.outcome(rows, 300, 300, 200, 5)
     assert "after all 300 steps" in said and "no held-out loss was below it" in said and "above the base's" in said
 
@@ -82,7 +82,7 @@ def test_the_outcome_says_why_it_ended_and_what_is_published() -> None:
         "the weights after step 200 are published, those with the lowest held-out loss: 19.9% below" in said
         and "chance" not in said
     )
-    assert "the lowest was at step 200." in trends.outcome(rows, 400, 400, 400, 0)
+    assert "the best were those after step 200." in trends.outcome(rows, 400, 400, 400, 0)
     gain = trends.change(rows, 200)
     assert gain and gain.high < 0 and trends.change(rows, 50) is None
 
@@ -106,3 +106,19 @@ def test_training_pictures_may_be_measured_less_often() -> None:
     rows = [row for row in rows if row.get("set") != "train" or row["step"] in (0, 600)]
     found = trends.trend(rows)
     assert found and found.answer == "overfits"
+
+
+def test_of_weights_that_are_nearly_as_good_the_latest_are_the_best() -> None:
+    rows = curve([1, 0.7, 0.6, 0.61, 0.62, 0.7])
+    assert trends.lowest_step(rows) == 200 and trends.best_step(rows) == 400 and trends.since_lowest(rows) == 3
+    said = trends.outcome(rows, 500, 500, 400, 5)
+    assert "step 400 are published, the latest with nine tenths of the largest fall of held-out loss (at step 200)" in said
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_measurement_makes_itself_the_best_or_leaves_the_best_as_it_is(seed: int) -> None:
+    rows = curve([1, *np.random.default_rng(seed).uniform(0.7, 1.1, 6).tolist()])
+    kept: list[int | None] = []
+    for step in STEPS:
+        kept.append(trends.best_step([row for row in rows if row["step"] <= step]))
+    assert all(now in (before, step) for before, now, step in zip(kept, kept[1:], STEPS[1:], strict=False))

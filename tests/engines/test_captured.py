@@ -17,10 +17,7 @@ from dovetail.engines import attention
 from dovetail.engines.fused import blocks, copies, graphs, kernels, products, unets
 
 here = kernels.there() and platform.machine() == "x86_64"
-pytestmark = [
-    pytest.mark.skipif(not here, reason="no C compiler, or another processor"),
-    pytest.mark.usefixtures("two_threads"),
-]
+pytestmark = pytest.mark.skipif(not here, reason="no C compiler, or another processor")
 with_tiles = pytest.mark.skipif(not products.tiled(), reason="no tiles")
 STEP_BY_STEP = [way for way in blocks.WAYS if way[0] is not UNet2DConditionModel]
 
@@ -78,6 +75,7 @@ def same(mine: list[Tensor], its: list[Tensor]) -> bool:
 
 
 @with_tiles
+@pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("kept", [False, True], ids=["float32 weights", "and bf16 copies"])
 @pytest.mark.parametrize("xl", [False, True], ids=["SD", "XL"])
 def test_captured_steps_have_the_bits_of_steps_that_are_not(

@@ -4,6 +4,7 @@ import copy
 import itertools
 import subprocess
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from dovetail.edges.models import Models
 from dovetail.engines import attention, feedforward
 from dovetail.engines.fused import SOURCES, blocks, convolutions, kernels, products, transformers
 
-pytestmark = [pytest.mark.skipif(not kernels.there(), reason="no C compiler"), pytest.mark.usefixtures("two_threads")]
+pytestmark = pytest.mark.skipif(not kernels.there(), reason="no C compiler")
+shared_out = pytest.mark.usefixtures("two_threads")  # not where a U-Net learns: hundreds of small calls wait for both each time
 BF16 = 2**-8  # what a number of seven bits is off by at most
 
 
@@ -42,6 +44,7 @@ def with_gradients(way: Callable[..., Tensor], up: Tensor, *numbers: Tensor) -> 
     return found.detach(), [x.grad for x in exact if x.grad is not None]
 
 
+@shared_out
 @pytest.mark.parametrize("silu", [True, False])
 @pytest.mark.parametrize("size", [(2, 64, 5, 7), (1, 96, 9, 16), (9, 320, 3, 1)])
 def test_group_norm(size: tuple[int, ...], silu: bool) -> None:
@@ -61,6 +64,7 @@ def test_group_norm(size: tuple[int, ...], silu: bool) -> None:
         near(mine, its, 1e-5)
 
 
+@shared_out
 def test_a_norm_of_numbers_far_from_nothing_is_as_exact() -> None:
     x = (torch.randn(1, 32, 8, 8, generator=torch.Generator().manual_seed(0)) + 200).bfloat16()
     x, ones = x.contiguous(memory_format=torch.channels_last), torch.ones(32)
@@ -68,6 +72,7 @@ def test_a_norm_of_numbers_far_from_nothing_is_as_exact() -> None:
     near(y, functional.group_norm(x.double(), 32))
 
 
+@shared_out
 def test_layer_norm_of_a_sum() -> None:
     x, delta, up, extra = (chance(35, 72, seed=s) for s in range(4))
     weight, bias = chance(72, seed=5).float(), chance(72, seed=6).float()
@@ -81,6 +86,7 @@ def test_layer_norm_of_a_sum() -> None:
         near(mine, its, 1e-5)
 
 
+@shared_out
 def test_gate() -> None:
     x, up = chance(33, 80, scale=3), chance(33, 40, seed=1)
     exact, (to_x,) = with_gradients(lambda x: x[:, :40] * functional.gelu(x[:, 40:]), up, x)
@@ -91,6 +97,7 @@ def test_gate() -> None:
     near(kernels.sum_rows(x), x.double().sum(0), 1e-6)
 
 
+@shared_out
 @pytest.mark.parametrize("spread", [1.0, 40.0], ids=["even", "sharp"])
 @pytest.mark.parametrize(
     "n, m, d",
@@ -128,6 +135,7 @@ def test_attention_of_heads(n: int, m: int, d: int, spread: float) -> None:
         assert (mine.double() - its).norm() < (0.01 if spread == 1 else 0.03) * its.norm() + 0.002 * size
 
 
+@shared_out
 @pytest.mark.parametrize("d", [8, 16, 32])
 def test_attention_of_a_number_that_is_none_stays_none(d: int) -> None:
     if not kernels.attends(d):
@@ -143,6 +151,7 @@ def test_attention_of_a_number_that_is_none_stays_none(d: int) -> None:
         assert out[0, :, d:].isfinite().all()
 
 
+@shared_out
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("width", [40, 80], ids=["fewer channels than places", "more"])
 @pytest.mark.parametrize("places", [0, 1 << 30], ids=["PyTorch's", "as products"])
@@ -150,19 +159,27 @@ def test_convolutions_either_way(monkeypatch: pytest.MonkeyPatch, places: int, w
     monkeypatch.setattr(kernels, "tiles", lambda: None)
     monkeypatch.setattr(convolutions, "FEW", places)
     monkeypatch.setattr(convolutions, "SOME", places)
+    torch.manual_seed(0)
     layer = torch.nn.Conv2d(24, width, 3, stride, 1)
-    x = chance(2, 24, 5, 6).requires_grad_()
-    weights = [p.detach().bfloat16().double() for p in layer.parameters()]
-    with torch.autocast("cpu", torch.bfloat16):
-        y = convolutions.conv(layer, x)
-    up = chance(*y.shape, seed=1)
-    y.backward(up)
-    exact, gradients = with_gradients(lambda *parts: functional.conv2d(*parts, stride, 1), up, x.detach(), *weights)
-    near(y, exact)
-    for mine, its in zip((x.grad, *(p.grad for p in layer.parameters())), gradients, strict=True):
-        near(mine, its)
+    x, up = chance(2, 24, 5, 6), chance(2, width, -(-5 // stride), -(-6 // stride), seed=1)
+    parts = [x, *(p.detach().bfloat16() for p in layer.parameters())]
+    exact, gradients = with_gradients(lambda *parts: functional.conv2d(*parts, stride, 1), up, *parts)
+
+    def way(convolved: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        layer.zero_grad()
+        seen = x.detach().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            y = convolved(seen)
+        y.backward(up)
+        return [y.detach(), *(p.grad for p in (seen, *layer.parameters()) if p.grad is not None)]
+
+    mine, its = way(partial(convolutions.conv, layer)), way(layer)
+    # A processor that has no bf16 may round PyTorch's sums more than once.
+    for here, there, true in zip(mine, its, [exact, *gradients], strict=True):
+        near(here, true, BF16 if places else max(BF16, 1.1 * float((there.double() - true).norm() / true.norm())))
 
 
+@shared_out
 def test_adamw_is_pytorchs() -> None:
     sizes = [(3, 5), (1,), (170, 100)]
     mine, its = ([torch.nn.Parameter(chance(*s, seed=n).float()) for n, s in enumerate(sizes)] for _ in range(2))
@@ -240,6 +257,7 @@ def test_a_unet_is_as_near_to_the_truth_as_diffusers(tiny_base: Path, monkeypatc
     assert sum(here for here, _ in errors) < 1.1 * sum(there for _, there in errors)
 
 
+@shared_out
 def test_the_number_of_threads_changes_no_bit() -> None:
     found = []
     for threads in (1, 2):

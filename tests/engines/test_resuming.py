@@ -189,6 +189,21 @@ def test_best_weights_outlive_a_kill_before_the_checkpoint_that_knows_of_better_
     assert taught.best and taught.best[0] == 1
 
 
+def test_best_weights_that_no_checkpoint_knows_of_are_replaced_by_better_ones(
+    tiny_base: Path, tmp_path: Path, material: Material, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = config(held_out_every=1, checkpoint_every=3, sample_every=1)
+    _held_out_as(monkeypatch, [1.0, 0.9, 0.8, 0.7, 0.6, 0.5])
+
+    def fall_over(step: int) -> None:
+        if step == 5:
+            raise RuntimeError("the power went")
+
+    with pytest.raises(RuntimeError, match="the power went"):
+        teach(tiny_base, tmp_path, material, settings, on_sample=fall_over)
+    assert {p.name for p in checkpoints.every(tmp_path, "best")} == {"best-3", "best-5"}, "a large model fills the disk"
+
+
 def test_when_the_time_is_up_a_checkpoint_is_written_and_the_same_call_goes_on_to_the_same_bits(
     tiny_base: Path, tmp_path: Path, material: Material
 ) -> None:

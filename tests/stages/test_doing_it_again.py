@@ -118,9 +118,11 @@ def test_one_more_picture_is_the_only_one_that_is_decoded_and_encoded(
     after_, done = again(copied, until="processing")
     assert done == {"sourcing", "gathering", "wrangling", "buildout", "processing"}
     key = hashlib.sha256((copied / "new.png").read_bytes()).hexdigest()
-    assert set(worked["decoded"]) == {key} and worked["encoded"] == [2]
+    learned = next(r.split for r in after_["processing"].records(LatentRow) if r.key == key) == "train"
+    moved = after_["processing"].manifest.asked["config"]["moved_views"] if learned else 0
+    assert set(worked["decoded"]) == {key} and worked["encoded"] == [2] * (1 + moved)
     old, new = (load_file(a["processing"].folder / "latents.safetensors") for a in (before, after_))
-    assert len(new) == len(old) + 1 and all(torch.equal(new[name], old[name]) for name in old)
+    assert len(new) == len(old) + 1 + moved and all(torch.equal(new[name], old[name]) for name in old)
     painted = [(a["processing"].folder / "rehearsal.safetensors").read_bytes() for a in (before, after_)]
     assert painted[0] == painted[1]
 
@@ -141,7 +143,8 @@ def test_a_picture_taken_away_is_gone_everywhere(again: Again, copied: Path) -> 
     sealed, _ = again(copied, until="processing")
     for stage, kind in (("wrangling", Pair), ("buildout", Example), ("processing", LatentRow)):
         assert "square-red.png" not in {r.name for r in sealed[stage].records(kind)}  # type: ignore[type-var,attr-defined]
-    assert len(load_file(sealed["processing"].folder / "latents.safetensors")) == 14
+    latents = load_file(sealed["processing"].folder / "latents.safetensors")
+    assert len({name.partition(".")[0] for name in latents}) == 14
 
 
 def test_status_names_the_field_that_differs(finished: Finished, again: Again, tmp_path: Path) -> None:
@@ -215,6 +218,43 @@ def test_a_training_stopped_half_way_goes_on_and_ends_with_the_same_weights(
 def test_a_learning_rate_that_is_not_given_is_the_one_that_came_with_the_base(again: Again, method: str, hint: str) -> None:
     sealed, _ = again(until="training", training={"learning_rate": None, "method": method, "steps": 1})
     assert json.loads((sealed["training"].folder / "training.json").read_text())["learning_rate"] == tiny.HINTS[hint]
+
+
+def test_a_training_says_what_was_planned_why_it_ended_and_which_weights_are_published(again: Again) -> None:
+    keys = {"steps": 30, "held_out_every": 1, "early_stop": 1, "learning_rate": 0.02, "ema_decay": 0.0, "warmup_steps": 0}
+    sealed, _ = again(until="training", training=keys)
+    folder = sealed["training"].folder
+    told = json.loads((folder / "training.json").read_text())
+    assert told["planned_steps"] == 30 > told["steps"] == told["best_step"] + 1 and told["ended"] == "early"
+    assert told["published_step"] == told["best_step"] > 0 and (folder / "last.safetensors").is_file()
+    assert told["outcome"].startswith(f"The training ended after step {told['steps']} of 30, as 1 held-out losses")
+    last, _ = again(until="training", training=keys | {"early_stop": 0, "steps": 4, "published": "last"})
+    told = json.loads((last["training"].folder / "training.json").read_text())
+    assert told["published_step"] == told["steps"] == told["planned_steps"] == 4 and told["ended"] == "as planned"
+
+
+def test_rehearsal_pictures_left_empty_are_a_number_in_the_request_and_used_again_when_it_changes(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made(steps: int) -> Artifact:
+        tables = short(training={"steps": steps}, processing={"rehearsal_pictures": None, "moved_views": None})
+        sealed = library.run(
+            str(finished.pictures), run=str(tmp_path / "run"), until="processing", base=str(finished.base), **tables
+        )
+        return sealed["processing"]
+
+    first = made(300)  # of 4 pictures each
+    asked = first.manifest.asked["config"]
+    assert (asked["rehearsal_pictures"], asked["moved_views"]) == (16, 12)
+    painted = load_file(first.folder / "rehearsal.safetensors")["latents"]
+    orders: list[int] = []
+    paint = painter.paint_latents
+    monkeypatch.setattr(painter, "paint_latents", lambda m, o, **keys: (orders.append(len(o)), paint(m, o, **keys))[1])
+    assert made(301).folder == first.folder, "one step more is worth no further picture"
+    second = made(600)
+    more = load_file(second.folder / "rehearsal.safetensors")["latents"]
+    assert len(more) == 32 and orders == [16] and torch.equal(more[:16], painted)
+    assert torch.equal(load_file(made(200).folder / "rehearsal.safetensors")["latents"], painted) and orders == [16]
 
 
 def test_two_runs_in_one_folder_at_once_are_refused(finished: Finished, again: Again, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from dovetail.core import intervals
 from dovetail.records import Interval, Trend
 
 BANDS = ("low-noise", "middle", "high-noise")  # thirds of the timesteps
+KEPT_FALL = 0.9  # of the largest fall of the held-out loss: what the best weights have at least
 WINDOW = 3  # improving, or flat: over this part of the measurements, the latest ones
 
 
@@ -39,19 +40,37 @@ def lines(curve: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[int, float
     return {name: [(step, float(table.mean())) for step, table in tables.items()] for name, tables in drawn.items() if tables}
 
 
-def best_step(curve: Sequence[Mapping[str, Any]]) -> int | None:
+def _levels(curve: Sequence[Mapping[str, Any]]) -> dict[int, float]:
+    """Step -> mean held-out loss on validation pictures, as a share of the base's."""
+    return {step: float(table.mean()) for step, table in measured(curve, "validation").items()}
+
+
+def lowest_step(curve: Sequence[Mapping[str, Any]]) -> int | None:
     """The step with the lowest held-out loss on validation pictures, the first of equals; None where none was measured.
 
-    Step 0 is the base, not a result of the training: it is never the best, however low its loss is.
+    Step 0 is the base, not a result of the training: it is never the lowest, however low its loss is.
     """
-    tables = {step: float(table.mean()) for step, table in measured(curve, "validation").items() if step}
-    return min(tables, key=lambda step: (tables[step], step)) if tables else None
+    levels = {step: level for step, level in _levels(curve).items() if step}
+    return min(levels, key=lambda step: (levels[step], step)) if levels else None
 
 
-def since_best(curve: Sequence[Mapping[str, Any]]) -> int:
-    """Measurements after the best one."""
-    best = best_step(curve)
-    return 0 if best is None else sum(step > best for step in measured(curve, "validation"))
+def best_step(curve: Sequence[Mapping[str, Any]]) -> int | None:
+    """The latest step that keeps nine tenths of the largest fall of the held-out loss; where nothing fell, the lowest step.
+
+    Around its minimum the loss is flat and a few pictures do not tell steps apart, while what is painted still gets clearer.
+    A later measurement never makes another one than itself the best, so that only the latest weights need be kept.
+    """
+    levels, lowest = _levels(curve), lowest_step(curve)
+    fall = 0.0 if lowest is None else 1 - levels[lowest]
+    if fall <= 0:
+        return lowest
+    return max(step for step, level in levels.items() if step and 1 - level >= KEPT_FALL * fall)
+
+
+def since_lowest(curve: Sequence[Mapping[str, Any]]) -> int:
+    """Measurements after the lowest one."""
+    lowest = lowest_step(curve)
+    return 0 if lowest is None else sum(step > lowest for step in measured(curve, "validation"))
 
 
 def change(curve: Sequence[Mapping[str, Any]], step: int) -> Interval | None:
@@ -114,12 +133,16 @@ def outcome(curve: Sequence[Mapping[str, Any]], done: int, planned: int, publish
     moved = f"{abs(gain.mean):.1%} {'below' if gain.mean < 0 else 'above'} the base's"
     if gain.count > 1:
         moved += f" (95 % interval {gain.low:+.1%} to {gain.high:+.1%})"
-    if published != best_step(curve):
-        return f"{said}, held-out loss {moved}; the lowest was at step {best_step(curve):,}."
+    best, lowest = best_step(curve), lowest_step(curve)
+    if published != best:
+        return f"{said}, held-out loss {moved}; the best were those after step {best:,}."
     if gain.mean >= 0:
         return f"{said}, which come nearest to the base: no held-out loss was below it, this one is {moved}."
+    kind = "those with the lowest held-out loss"
+    if best != lowest:
+        kind = f"the latest with nine tenths of the largest fall of held-out loss (at step {lowest:,})"
     doubt = "" if gain.high < 0 else ", which may be chance"
-    return f"{said}, those with the lowest held-out loss: {moved}{doubt}."
+    return f"{said}, {kind}: {moved}{doubt}."
 
 
 def _change(before: np.ndarray, after: np.ndarray) -> Interval:

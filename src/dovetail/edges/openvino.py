@@ -1,4 +1,4 @@
-"""The fast engine on a CPU: the U-Net compiled by OpenVINO in bf16 (the extra `dovetail[openvino]`)."""
+"""The fast engine on a CPU: the U-Net compiled by OpenVINO, in bf16 where there is that (the extra `dovetail[openvino]`)."""
 
 import contextlib
 import gc
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dovetail.edges import compiler
 from dovetail.errors import ModelError
 
 
@@ -116,7 +117,10 @@ class CompiledUNet:
 
         core = openvino.Core()
         model = core.read_model(unet) if isinstance(unet, Path) else _converted(unet, tokens, shifted)
-        told = {"INFERENCE_PRECISION_HINT": "bf16", "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
+        # It looks at the processor itself, and asks of oneDNN what that was told to leave.
+        half = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") and os.environ.get(compiler.MOST) != "avx2"
+        precision = "bf16" if half else "f32"
+        told = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
         self._compiled = core.compile_model(model, "CPU", {k: v for k, v in told.items() if v})
 
     def __call__(

@@ -84,6 +84,14 @@ def save(root: Path, checkpoint: Checkpoint, kept: int | None, best: int | None)
             _delete(old)
 
 
+def save_best(root: Path, weights: Checkpoint, known: int | None) -> None:
+    """Write `root/best-N`; then delete all other best weights but those of the step `known`."""
+    write(root / f"best-{weights.step}", weights)
+    for old in every(root, "best"):
+        if old.name not in (f"best-{weights.step}", f"best-{known}"):
+            _delete(old)
+
+
 def write(final: Path, checkpoint: Checkpoint) -> None:
     """Write the folder `final`, which is there whole or not at all."""
     temporary = _aside(final)

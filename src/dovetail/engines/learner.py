@@ -129,7 +129,9 @@ def _ended(lessons: Lessons, step: int) -> bool:
     if step >= config.steps:
         return True
     return (
-        bool(config.early_stop) and step % config.held_out_every == 0 and trends.since_best(lessons.curve) >= config.early_stop
+        bool(config.early_stop)
+        and step % config.held_out_every == 0
+        and trends.since_lowest(lessons.curve) >= config.early_stop
     )
 
 

@@ -55,6 +55,7 @@ class Lessons:
     curve: list[dict[str, Any]] = field(default_factory=list)
     factor: float = 1.0  # of the learning rate, halved each time that the training was rolled back
     skipped: int = 0
+    known_best: int | None = None  # step of the best weights that the last checkpoint knows of
     measured: bool = False  # whether it is known what activations take
     ahead: tuple[int, list[Row], int] | None = None  # a step, and its rows, that are ready before their time
 
@@ -113,15 +114,16 @@ def save(lessons: Lessons, step: int, folder: Path) -> None:
     """Have `folder/checkpoint-N` written, then older ones and former best weights deleted, while the training goes on."""
     with lessons.watch.pause():
         whole, kept, best = _whole(lessons, step), lessons.config.checkpoints_kept, trends.best_step(lessons.curve)
+        lessons.known_best = best
         _write(lessons, whole, lambda one: checkpoints.save(folder, one, kept, best))
 
 
 def save_best(lessons: Lessons, step: int, folder: Path) -> None:
-    """Have `folder/best-N` written, the averaged weights alone; older ones stay until a checkpoint knows of this one."""
+    """Have `folder/best-N` written, the averaged weights alone; of older ones that stays which the last checkpoint knows."""
     with lessons.watch.pause():
-        files = {_files(lessons.config)[1]: wholes(lessons, lessons.average)}
+        files, known = {_files(lessons.config)[1]: wholes(lessons, lessons.average)}, lessons.known_best
         weights = Checkpoint(step, files, {}, _texts(lessons, files))
-        _write(lessons, weights, lambda one: checkpoints.write(folder / f"best-{step}", one))
+        _write(lessons, weights, lambda one: checkpoints.save_best(folder, one, known))
 
 
 def _write(lessons: Lessons, whole: Checkpoint, work: Callable[[Checkpoint], None]) -> None:
@@ -137,7 +139,7 @@ def settle(lessons: Lessons) -> None:
 
 
 def best(lessons: Lessons, folder: Path) -> tuple[int, dict[str, Tensor]] | None:
-    """Step and averaged weights of the lowest held-out loss; None where none was measured."""
+    """Step and averaged weights of the best held-out loss; None where none was measured."""
     step = trends.best_step(lessons.curve)
     if step is None:
         return None
@@ -180,7 +182,7 @@ def put(lessons: Lessons, found: Checkpoint) -> None:
     if lessons.accelerator.scaler and found.state["scaler"]:
         lessons.accelerator.scaler.load_state_dict(found.state["scaler"])
     lessons.curve, lessons.micro = json.loads(json.dumps(found.state["curve"])), found.state["micro"]
-    lessons.factor = found.state.get("factor", 1.0)
+    lessons.factor, lessons.known_best = found.state.get("factor", 1.0), trends.best_step(lessons.curve)
 
 
 def _lying(tensor: Tensor, like: Tensor) -> Tensor:

@@ -87,7 +87,7 @@ def read_material(latents: folders.Artifact) -> Material:
     numbers = {caption: str(i) for i, caption in enumerate(json.loads((latents.folder / "captions.json").read_text()))}
     split = {
         name: [
-            Item(name=r.item, caption=r.caption, moments=moments[r.item], sizes=sizes.get(r.item))
+            Item(name=r.item, caption=r.caption, moments=_views(moments, r), sizes=sizes.get(r.item))
             for r in rows
             if r.split == name
         ]
@@ -108,6 +108,14 @@ def read_material(latents: folders.Artifact) -> Material:
         rehearsal=rehearsal, states=lambda caption: states[numbers[caption]], pooled=whole, key=latents.content,
         kinds=kinds if len(known) > 1 else (), **split,
     )  # fmt: skip
+
+
+def _views(moments: dict[str, Tensor], row: LatentRow) -> Tensor:
+    """Moments (views, 2c, h, w) of a picture, those of a training picture's moved views after those of the whole."""
+    found = [moments[row.item]]
+    while row.split == "train" and (more := moments.get(f"{row.item}.{len(found) - 1}")) is not None:
+        found.append(more)
+    return torch.cat(found)
 
 
 def _tensors(latents: folders.Artifact, name: str) -> dict[str, Tensor]:

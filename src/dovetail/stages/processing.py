@@ -32,8 +32,7 @@ def process(dataset: Artifact, base: Artifact, models: Models, config: Processin
         side=side, centre=config.centre_crop, flip=config.random_flip, resample="lanczos", vae=_part_digest(base, "vae/"),
         buckets=buckets.shapes(side, models.pixels_per_step) if config.buckets else (), moved=config.moved_views,
     )  # fmt: skip
-    whole = replace(seen, moved=0)  # pictures that are held out are seen as they are
-    rows = [_row(example, seen if example.split == "train" else whole) for example in examples]
+    rows = [_row(example, replace(seen, moved=0)) for example in examples]
     moments = _moments(rows, examples, dataset.folder / "dataset", models, seen, desk)
     prompts = list(config.rehearsal_prompts) or hints.rehearsal
     rehearsed = [prompts[i % len(prompts)] for i in range(config.rehearsal_pictures)] if prompts else []
@@ -78,23 +77,35 @@ def _moments(
     recipe: encoder.Recipe,
     desk: Desk,
 ) -> dict[str, Tensor]:
-    """Item digest -> moments (views, 2c, h, w); what an earlier artifact holds is taken from there."""
-    wanted = {row.item for row in rows}
+    """Item digest -> moments (views, 2c, h, w), and of training pictures `DIGEST.N` -> those of the moved view N.
+
+    Each is encoded by itself and taken from an earlier artifact that holds it: more views or pictures change no other one.
+    """
+    moved = {row.item: recipe.moved if row.split == "train" else 0 for row in rows}
+    wanted = {name for item, count in moved.items() for name in _names(item, count)}
     known: dict[str, Tensor] = {}
     for artifact in desk.before:
         known |= {k: v for k, v in tensors.read(artifact.folder / "latents.safetensors").items() if k in wanted}
-    todo = [(row, example) for row, example in zip(rows, examples, strict=True) if row.item not in known]
+    todo = [
+        (row, example)
+        for row, example in zip(rows, examples, strict=True)
+        if not known.keys() >= set(_names(row.item, moved[row.item]))
+    ]
     for row, example in desk.show.track(todo, "pictures to latents", len(todo)):
-        known[row.item] = models.moments(
-            encoder.as_pixels(
-                encoder.cut_outs(
-                    pixels.read(root / row.file),
-                    recipe if row.split == "train" else replace(recipe, moved=0),
-                    example.key,
-                )
-            )
-        ).cpu()
+        cuts = encoder.as_pixels(
+            encoder.cut_outs(pixels.read(root / row.file), replace(recipe, moved=moved[row.item]), example.key)
+        )
+        names, each = _names(row.item, moved[row.item]), 2 if recipe.flip else 1
+        plain = len(cuts) - each * (len(names) - 1)
+        for name, views in zip(names, torch.split(cuts, [plain, *(each for _ in names[1:])]), strict=True):
+            if name not in known:
+                known[name] = models.moments(views).cpu()
     return known
+
+
+def _names(item: str, moved: int) -> list[str]:
+    """Under which names the latents of a picture and of its moved views lie."""
+    return [item, *(f"{item}.{n}" for n in range(moved))]
 
 
 def _states(captions: list[str], models: Models, desk: Desk) -> dict[str, Tensor]:
