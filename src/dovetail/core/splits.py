@@ -49,14 +49,14 @@ def assign(sizes: dict[str, int], validation_share: float, test_share: float, se
 
     Each group's place follows from its own name and the seed, so that adding data moves nothing. Small collections are
     topped up: where a split holds less than half of its share, or fewer groups than a verdict needs (8 of test and 4 of
-    validation, at most a third and a sixth of all groups), the groups nearest to its border join it, as long as the training
+    validation, at most two fifths and a sixth of all groups), the groups nearest to its border join it, as long as the training
     split keeps at least one.
     """
     numbers = {name: unit_interval("split", str(seed), name) for name in sizes}
     splits = {name: split_of(u, validation_share, test_share) for name, u in numbers.items()}
     total = sum(sizes.values())
     borders: list[tuple[Split, float, float, int]] = [
-        ("test", test_share, test_share, min(TEST_GROUPS, len(sizes) // 3)),
+        ("test", test_share, test_share, min(TEST_GROUPS, 2 * len(sizes) // 5)),
         ("validation", validation_share, test_share + validation_share, min(VALIDATION_GROUPS, len(sizes) // 6)),
     ]
     for split, share, border, least in borders:

@@ -40,7 +40,7 @@ def prompt_axis(base: Sequence[float], tuned: Sequence[float], prompts: Sequence
     """Does the picture show what was asked? The judge's scores of samples, paired by prompt and seed."""
     differences = (np.asarray(tuned) - np.asarray(base)).tolist()
     interval = intervals.paired_interval(differences, prompts)
-    outcome = _target_outcome(interval, intervals.superiority_p_value(differences, prompts))
+    outcome = target_outcome(interval, intervals.superiority_p_value(differences, prompts))
     said = {
         "won": "shows more of what was asked",
         "lost": "shows less of what was asked",
@@ -61,15 +61,17 @@ def likeness_axis(
         advice = FEW_PROMPTS.format(LEAST_PROMPTS)
         return cannot_judge("likeness", f"{len(prompts)} held-out pictures are too few for a distance to real pictures", advice)
     found = kernel_distance.kernel_distances(base, tuned, real)
-    scale = max(found.base, 1e-9)
-    gains = (found.gains / scale).tolist()
+    gains = (found.tuned_similarity - found.base_similarity).tolist()
     interval = intervals.paired_interval(gains, prompts)
-    outcome = _target_outcome(interval, intervals.superiority_p_value(gains, prompts))
-    said = {"won": "nearer to", "lost": "farther from", "even": "not clearly nearer to"}[outcome]
+    outcome = target_outcome(interval, intervals.superiority_p_value(gains, prompts))
+    said = {"won": "more like", "lost": "less like", "even": "not clearly more like"}[outcome]
     return AxisResult(
-        name="likeness", role="target", outcome=outcome, unit="share of the base's squared kernel distance to real pictures",
-        base=round(found.base, 5), tuned=round(found.tuned, 5), interval=interval,
-        sentence=f"Its samples are {said} the held-out real pictures than the base's: distance {_change_text(interval)}.",
+        name="likeness", role="target", outcome=outcome, unit="kernel similarity", base=float(found.base_similarity.mean()),
+        tuned=float(found.tuned_similarity.mean()), interval=interval,
+        details={"base_distance": found.base, "tuned_distance": found.tuned},
+        sentence=f"Its samples are {said} the held-out real pictures than the base's: kernel similarity {interval.mean:+.3f} "
+        f"on {interval.count} prompts (95 % interval {interval.low:+.3f} to {interval.high:+.3f}), squared distance "
+        f"{found.base:.3f} to {found.tuned:.3f}.",
         needed=_needed(outcome, interval, gains, prompts), needs="pictures",
     )  # fmt: skip
 
@@ -86,15 +88,15 @@ def details_axis(
         return cannot_judge("details", f"{len(prompts)} held-out pictures are too few to compare details")
     found = kernel_distance.kernel_distances(base, tuned, real)
     best = max(kernel_distance.kernel_distances(base, ceiling, real).tuned, 0.0)
-    gains = (found.gains / max(found.base, 1e-9)).tolist()
+    gains = (found.tuned_similarity - found.base_similarity).tolist()
     interval = intervals.paired_interval(gains, prompts)
-    outcome = _outcome(interval)
     return AxisResult(
-        name="details", role="information", outcome=outcome, unit="share of the base's squared kernel distance between crops",
-        base=round(found.base, 5), tuned=round(found.tuned, 5), interval=interval,
-        details={"vae_reconstruction": round(best, 5)},
-        sentence=f"Distance of its crops to crops of real pictures {_change_text(interval)}; "
-        f"base {found.base:.3f}, tuned {found.tuned:.3f}, the VAE's own reconstructions {best:.3f}.",
+        name="details", role="information", outcome=_outcome(interval), unit="kernel similarity", interval=interval,
+        base=float(found.base_similarity.mean()), tuned=float(found.tuned_similarity.mean()),
+        details={"base_distance": found.base, "tuned_distance": found.tuned, "vae_distance": best},
+        sentence=f"Crops compared with crops of real pictures: similarity {interval.mean:+.3f} ({interval.low:+.3f} to "
+        f"{interval.high:+.3f}); squared distance base {found.base:.3f}, tuned {found.tuned:.3f}, and {best:.3f} for the VAE's "
+        "own reconstructions of the real pictures.",
     )  # fmt: skip
 
 
@@ -127,7 +129,8 @@ def held_out_loss_axis(changes: Sequence[float], clusters: Sequence[str], bands:
 def words_axis(base: Sequence[float], tuned: Sequence[float], clusters: Sequence[str]) -> AxisResult:
     """Does it use the words? Loss with another picture's caption less loss with the own one, as shares of the base's loss.
 
-    Lost where the model has, beyond doubt, less than half of the base's use of words left.
+    Lost where eight pictures and more do not show that the caption matters, or where the model has, beyond doubt, less than half
+    of the base's use of words left.
     """
     if len(set(clusters)) < 2:
         return cannot_judge(
@@ -135,33 +138,42 @@ def words_axis(base: Sequence[float], tuned: Sequence[float], clusters: Sequence
         )
     own, was = intervals.paired_interval(tuned, clusters), intervals.paired_interval(base, clusters)
     less = intervals.paired_interval((np.asarray(tuned) - LEAST_WORDS * np.asarray(base)).tolist(), clusters)
-    outcome: Outcome = "lost" if was.low > 0 and less.high < 0 else "won" if own.low > max(was.mean, 0) else "even"
-    said = {
-        "lost": "It has lost its use of words", "won": "It uses words more than the base does",
-        "even": "It uses words about as the base does",
-    }[outcome]  # fmt: skip
+    unused = own.count >= LEAST_DECIDING and own.low <= 0
+    lost = unused or (was.low > 0 and less.high < 0)
+    outcome: Outcome = "lost" if lost else "won" if own.low > max(was.mean, 0) else "even"
+    said = {"lost": "It hardly uses the words", "won": "It uses words more than the base does", "even": "It uses the words"}
     return AxisResult(
         name="words", role="guard", outcome=outcome, unit="share of the base's loss", base=was.mean, tuned=own.mean,
         interval=own,
-        sentence=f"{said}: another picture's caption costs {own.mean:+.1%} of loss ({own.low:+.1%} to {own.high:+.1%}), "
-        f"the base {was.mean:+.1%}.",
+        sentence=f"{said[outcome]}: another picture's caption costs {own.mean:+.1%} of loss ({own.low:+.1%} to {own.high:+.1%}), the "
+        f"base {was.mean:+.1%}.",
     )  # fmt: skip
 
 
-def copies_axis(found: copies.CopyFinding, control: int) -> AxisResult:
-    """Does it repeat training pictures? Samples nearer to one than a held-out picture would be."""
+def copies_axis(found: copies.CopyFinding, prompts: Sequence[str], control: int) -> AxisResult:
+    """Does it repeat training pictures? By two signs, with held-out pictures as the control.
+
+    Too many samples nearer to a training picture than a held-out picture would be; or samples that are, beyond doubt, nearer to
+    training pictures than to as many held-out ones. `prompts` says which prompt each sample is of.
+    """
     if control < LEAST_CONTROL:
         why = f"{control} held-out pictures are too few to tell copies from likeness"
         return cannot_judge("copies", why, FEW_PROMPTS.format(LEAST_CONTROL), required=True)
     rate = intervals.rate_interval(found.hits, found.samples)
+    nearer = intervals.paired_interval(found.nearer_to_training.tolist(), prompts)
     limit = copies.MOST_TIMES * copies.CONTROL_SHARE
-    outcome: Outcome = "lost" if rate.mean > limit and rate.low > copies.CONTROL_SHARE else "even"
+    too_near = rate.mean > limit and rate.low > copies.CONTROL_SHARE
+    outcome: Outcome = "lost" if too_near or nearer.low > copies.MOST_NEARER else "even"
     said = "Samples repeat training pictures" if outcome == "lost" else "Samples do not repeat training pictures"
     return AxisResult(
         name="copies", role="guard", outcome=outcome, required=True, unit="share of samples", tuned=rate.mean, interval=rate,
-        details={"threshold": found.threshold, "control_share": copies.CONTROL_SHARE, "limit": limit, "control": control},
+        details={
+            "threshold": found.threshold, "control_share": copies.CONTROL_SHARE, "limit": limit, "control": control,
+            "nearer_to_training": nearer, "nearer_limit": copies.MOST_NEARER,
+        },
         sentence=f"{said}: {rate.mean:.0%} of {found.samples} are nearer to one than {1 - copies.CONTROL_SHARE:.0%} of "
-        f"held-out pictures would be ({rate.low:.0%} to {rate.high:.0%}; at most {limit:.0%} is allowed).",
+        f"held-out pictures would be ({rate.low:.0%} to {rate.high:.0%}; at most {limit:.0%} is allowed), and {nearer.mean:.0%} "
+        f"are nearer to training pictures than to as many held-out ones ({nearer.low:.0%} to {nearer.high:.0%}; chance is 50 %).",
     )  # fmt: skip
 
 
@@ -258,7 +270,8 @@ def as_information(axis: AxisResult) -> AxisResult:
     return replace(axis, role="information", required=False)
 
 
-def _target_outcome(interval: Interval, p_value: float) -> Outcome:
+def target_outcome(interval: Interval, p_value: float) -> Outcome:
+    """Whether a target axis is won: by enough prompts, beyond doubt; lost where the whole interval is below zero."""
     if interval.count >= LEAST_PROMPTS and p_value <= ALPHA and interval.low > 0:
         return "won"
     return "lost" if interval.high < 0 else "even"

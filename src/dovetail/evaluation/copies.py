@@ -12,17 +12,20 @@ from scipy import stats
 SIDE, CELL, ORIENTATIONS = 64, 8, 8
 CONTROL_SHARE = 0.05  # of held-out pictures that lie above the threshold
 MOST_TIMES = 3.0  # the control's share, above which samples copy
+MOST_NEARER = 0.8  # of samples may be nearer to training drawings than to as many held-out ones
 
 
 class CopyFinding(NamedTuple):
-    """How often samples lie nearer to a training picture than held-out pictures do."""
+    """How near samples lie to training pictures, beside held-out pictures."""
 
-    hits: int
+    hits: int  # samples above the threshold
     samples: int
     threshold: float  # similarity that one held-out picture in twenty would exceed
-    control: float  # the share of held-out pictures above it
     nearest: NDArray[np.int64]  # (samples,): which training picture
     similarities: NDArray[np.float64]  # (samples,): to it
+    nearer_to_training: NDArray[
+        np.float64
+    ]  # (samples,): chance that as many training drawings hold a nearer one than the held-out
 
 
 def shape_descriptors(images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
@@ -54,25 +57,50 @@ def mirrored(images: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.uint8]]:
     return [np.ascontiguousarray(image[:, ::-1]) for image in images]
 
 
-def nearest_training(
-    vectors: NDArray[np.float32], train: NDArray[np.float32], views: int
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Index of the nearest training picture and cosine similarity to it, of each row.
+def similarity_table(vectors: NDArray[np.float32], others: NDArray[np.float32], views: int) -> NDArray[np.float64]:
+    """Cosine similarity of each row to each picture, (rows, pictures), in the view that is most alike.
 
-    `train` is (views x pictures, width): all pictures in one view, then all in the next.
+    `others` is (views x pictures, width): all pictures in one view, then all in the next.
     """
-    table = (vectors @ train.T).reshape(len(vectors), views, -1).max(1)
-    return table.argmax(1), table.max(1).astype(np.float64)
+    return np.asarray((vectors @ others.T).reshape(len(vectors), views, -1).max(1), dtype=np.float64)
 
 
-def find_copies(samples: NDArray[np.float64], nearest: NDArray[np.int64], control: NDArray[np.float64]) -> CopyFinding:
-    """How many of `samples` (similarities to the nearest training picture) exceed what a held-out picture would.
+def find_copies(
+    to_train: NDArray[np.float64], train_groups: Sequence[str],
+    to_held_out: NDArray[np.float64], held_out_groups: Sequence[str], control: NDArray[np.float64],
+) -> CopyFinding:  # fmt: skip
+    """Two signs of copying, from similarities (samples, pictures) to training and to held-out pictures.
 
-    `control` are the same similarities of held-out pictures. The threshold is the bound that a further held-out picture exceeds
-    with a probability of 5 %, from mean and spread of the control (a t prediction bound, which holds at small numbers).
+    `control` are the held-out pictures' similarities to their nearest training picture. The threshold is the bound that a
+    further held-out picture exceeds with a probability of 5 %, from mean and spread of the control (a t prediction bound, which
+    holds at small numbers). The second sign is the three-sample idea of Meehan et al. 2020: a sample of a model that does not copy
+    is as near to a held-out drawing as to a training one, where there are as many of both; groups are drawings.
     """
     count = len(control)
     spread = float(control.std(ddof=1)) * math.sqrt(1 + 1 / count)
     threshold = float(control.mean()) + float(stats.t.ppf(1 - CONTROL_SHARE, count - 1)) * spread
-    hits = int((samples > threshold).sum())
-    return CopyFinding(hits, len(samples), threshold, float((control > threshold).mean()), nearest, samples)
+    near = to_train.max(1)
+    nearer = _chance_of_a_nearer_one(_by_group(to_train, train_groups), _by_group(to_held_out, held_out_groups))
+    return CopyFinding(int((near > threshold).sum()), len(near), threshold, to_train.argmax(1), near, nearer)
+
+
+def _by_group(table: NDArray[np.float64], groups: Sequence[str]) -> NDArray[np.float64]:
+    """Similarity of each row to each drawing: (rows, drawings)."""
+    owners = np.asarray(groups)
+    return np.stack([table[:, owners == name].max(1) for name in sorted(set(groups))], axis=1)
+
+
+def _chance_of_a_nearer_one(train: NDArray[np.float64], held_out: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Chance that, of equally many drawings of both kinds drawn at random, the nearest to a row is a training one."""
+    size = min(train.shape[1], held_out.shape[1])
+    found = []
+    for near, far in zip(np.sort(train, axis=1), np.sort(held_out, axis=1), strict=True):
+        # The nearest of `size` held-out drawings is the one of rank r with the probability of a draw without replacement.
+        total = math.comb(len(far), size)
+        chance = 0.0
+        for rank in range(size - 1, len(far)):  # far is ascending: the nearest drawn one is far[rank]
+            of_this = math.comb(rank, size - 1) / total
+            below = int((near <= far[rank]).sum())
+            chance += of_this * (1 - (math.comb(below, size) / math.comb(len(near), size) if below >= size else 0.0))
+        found.append(chance)
+    return np.array(found)

@@ -37,7 +37,9 @@ class Pictures:
     general_tuned: list[Image]
     held_out: list[Image]  # all that training did not learn from, with their captions
     held_out_captions: list[str]
+    held_out_groups: list[str]  # which drawing each is of
     train: list[Image]
+    train_groups: list[str]
     reconstructed: list[Image]  # the real pictures after the VAE's encoder and decoder
 
 
@@ -231,10 +233,10 @@ def _seen(pictures: Pictures, encoder: ImageEncoder) -> tuple[list[AxisResult], 
             (pictures.reconstructed, 1),
         )
     ]
-    copied = _copies(pictures, encoder)
+    copied, each = _copies(pictures, encoder), [p for p in pictures.prompts for _ in range(pictures.seeds)]
     found = [
         axes.likeness_axis(base, tuned, real, pictures.prompts),
-        axes.copies_axis(copied, len(pictures.held_out)) if copied else axes.cannot_judge(
+        axes.copies_axis(copied, each, len(pictures.held_out)) if copied else axes.cannot_judge(
             "copies", "there are too few held-out pictures to tell copies from likeness", "Add pictures.", required=True
         ),
         axes.variety_axis(base, tuned, real, pictures.prompts),
@@ -250,14 +252,16 @@ def _by_prompt(encoder: ImageEncoder, images: Sequence[Image], each: int) -> NDA
 
 
 def _copies(pictures: Pictures, encoder: ImageEncoder) -> copies.CopyFinding | None:
-    """Samples against training pictures in both views, the held-out pictures as the control."""
+    """Samples against training and held-out pictures in both views; the held-out pictures against training as the control."""
     if len(pictures.held_out) < axes.LEAST_CONTROL or not pictures.train:
         return None
-    views = [*pictures.train, *copies.mirrored(pictures.train)]
-    train, samples, control = (_describe(x, encoder) for x in (views, pictures.tuned, pictures.held_out))
-    nearest, similarities = copies.nearest_training(samples, train, 2)
-    _, held_out = copies.nearest_training(control, train, 2)
-    return copies.find_copies(similarities, nearest, held_out)
+    samples = _describe(pictures.tuned, encoder)
+    train, held_out = (_describe([*x, *copies.mirrored(x)], encoder) for x in (pictures.train, pictures.held_out))
+    control = copies.similarity_table(held_out[: len(pictures.held_out)], train, 2).max(1)
+    return copies.find_copies(
+        copies.similarity_table(samples, train, 2), pictures.train_groups,
+        copies.similarity_table(samples, held_out, 2), pictures.held_out_groups, control,
+    )  # fmt: skip
 
 
 def _describe(images: Sequence[Image], encoder: ImageEncoder) -> NDArray[np.float32]:

@@ -14,28 +14,30 @@ LEAST_UNITS = 4  # prompts below which a U-statistic of pairs of prompts has no 
 
 
 class Distances(NamedTuple):
-    """Squared kernel distances to the real pictures, and how much nearer the tuned model is, prompt by prompt."""
+    """Squared kernel distances to the real pictures, and how much more alike to them each prompt's samples are."""
 
     base: float
     tuned: float
-    gains: NDArray[np.float64]  # (prompts,): jackknife pseudo-values of base - tuned; their mean is the difference itself
+    base_similarity: NDArray[np.float64]  # (prompts,): mean kernel between a prompt's samples and all real pictures, 0 to 1
+    tuned_similarity: NDArray[np.float64]
 
 
 def kernel_distances(base: Vectors, tuned: Vectors, real: Vectors) -> Distances:
     """Distances of two models' samples to real pictures, from embeddings (prompts, samples of each, width).
 
-    The unit is the prompt: its samples by both models and its real picture. Only pairs of different prompts are compared, so
-    that the estimate is unbiased; exchanging the two models' samples changes its sign and nothing else. The kernel's
-    bandwidth is the median distance over everything (Gretton et al. 2012, sec. 8). Raises ValueError under
-    `LEAST_UNITS` prompts.
+    The unit is the prompt: its samples by both models and its real picture. In the distances only pairs of different prompts
+    are compared, so that they are unbiased. The kernel's bandwidth is the median distance over everything (Gretton et al. 2012,
+    sec. 8), which exchanging the two models does not change. Raises ValueError under `LEAST_UNITS` prompts.
     """
     if len(real) < LEAST_UNITS:
         raise ValueError(f"{len(real)} prompts are fewer than {LEAST_UNITS}")
     gamma = 1 / _median_squared_distance(np.concatenate([base, tuned, real], axis=1))
     among_real = _mean_kernel(real, real, gamma)
-    tables = [_mean_kernel(s, s, gamma) - (c := _mean_kernel(s, real, gamma)) - c.T + among_real for s in (base, tuned)]
-    difference = tables[0] - tables[1]
-    return Distances(_off_diagonal(tables[0]), _off_diagonal(tables[1]), pseudo_values(difference))
+    crossed = [_mean_kernel(s, real, gamma) for s in (base, tuned)]
+    distances = [
+        _off_diagonal(_mean_kernel(s, s, gamma) - c - c.T + among_real) for s, c in zip((base, tuned), crossed, strict=True)
+    ]
+    return Distances(*distances, *(c.mean(1) for c in crossed))
 
 
 def pseudo_values(table: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dovetail.records import AxisResult, Verdict
 
 LEAST_PROMPTS = 5  # fewer never promote
-ALPHA = 0.01  # one-sided, for each of the two target axes: together they promote a model that is no better in at most 3 %
+ALPHA = 0.005  # one-sided, for each of the two target axes: together they promote a model that is no better in at most 3 %
 
 
 def decide(axes: Sequence[AxisResult]) -> Verdict:

@@ -119,16 +119,15 @@ def _pictures(
     def read(wanted: Sequence[Example]) -> list[np.ndarray]:
         return [samples.square(pixels.read(dataset.folder / "dataset" / e.file), side) for e in wanted]
 
-    held_out = [e for e in examples if e.split != "train"]
+    train, held_out = [e for e in examples if e.split == "train"], [e for e in examples if e.split != "train"]
     real = read(chosen)
     return evidence.Pictures(
         prompts=[e.caption for e in chosen], seeds=seeds, base=painted["base"].images[:count],
-        tuned=painted["tuned"].images[:count], 
-        production=painted["production"].images[:count] if "production" in painted else [],
-        tuned_finite=painted["tuned"].finite[:count], real=real, general=general,
+        tuned=painted["tuned"].images[:count], tuned_finite=painted["tuned"].finite[:count],
+        production=painted["production"].images[:count] if "production" in painted else [], real=real, general=general,
         general_base=painted["base"].images[count:], general_tuned=painted["tuned"].images[count:], held_out=read(held_out),
-        held_out_captions=[e.caption for e in held_out], train=read([e for e in examples if e.split == "train"]),
-        reconstructed=[_reconstructed(image, base) for image in real],
+        held_out_captions=[e.caption for e in held_out], held_out_groups=[e.group for e in held_out], train=read(train),
+        train_groups=[e.group for e in train], reconstructed=[_reconstructed(image, base) for image in real],
     )  # fmt: skip
 
 
