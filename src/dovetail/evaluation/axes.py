@@ -129,8 +129,8 @@ def held_out_loss_axis(changes: Sequence[float], clusters: Sequence[str], bands:
 def words_axis(base: Sequence[float], tuned: Sequence[float], clusters: Sequence[str]) -> AxisResult:
     """Does it use the words? Loss with another picture's caption less loss with the own one, as shares of the base's loss.
 
-    Lost where eight pictures and more do not show that the caption matters, or where the model has, beyond doubt, less than half
-    of the base's use of words left.
+    Lost where eight pictures or more do not show that the caption matters, or where beyond doubt less than half of
+    the base's use of words left.
     """
     if len(set(clusters)) < 2:
         return cannot_judge(
@@ -145,7 +145,7 @@ def words_axis(base: Sequence[float], tuned: Sequence[float], clusters: Sequence
     return AxisResult(
         name="words", role="guard", outcome=outcome, unit="share of the base's loss", base=was.mean, tuned=own.mean,
         interval=own,
-        sentence=f"{said[outcome]}: another picture's caption costs {own.mean:+.1%} of loss ({own.low:+.1%} to {own.high:+.1%}), the "
+        sentence=f"{said[outcome]}: another caption costs {own.mean:+.1%} of loss ({own.low:+.1%} to {own.high:+.1%}), the "
         f"base {was.mean:+.1%}.",
     )  # fmt: skip
 
@@ -172,8 +172,8 @@ def copies_axis(found: copies.CopyFinding, prompts: Sequence[str], control: int)
             "nearer_to_training": nearer, "nearer_limit": copies.MOST_NEARER,
         },
         sentence=f"{said}: {rate.mean:.0%} of {found.samples} are nearer to one than {1 - copies.CONTROL_SHARE:.0%} of "
-        f"held-out pictures would be ({rate.low:.0%} to {rate.high:.0%}; at most {limit:.0%} is allowed), and {nearer.mean:.0%} "
-        f"are nearer to training pictures than to as many held-out ones ({nearer.low:.0%} to {nearer.high:.0%}; chance is 50 %).",
+        f"held-out pictures would be ({rate.low:.0%} to {rate.high:.0%}; at most {limit:.0%} may be), and {nearer.mean:.0%} "
+        f"are nearer to training than to as many held-out pictures ({nearer.low:.0%} to {nearer.high:.0%}; chance is 50 %).",
     )  # fmt: skip
 
 

@@ -73,7 +73,7 @@ def find_copies(
 
     `control` are the held-out pictures' similarities to their nearest training picture. The threshold is the bound that a
     further held-out picture exceeds with a probability of 5 %, from mean and spread of the control (a t prediction bound, which
-    holds at small numbers). The second sign is the three-sample idea of Meehan et al. 2020: a sample of a model that does not copy
+    holds at small numbers). The second sign is the three-sample idea of Meehan et al. 2020: a sample that is no copy
     is as near to a held-out drawing as to a training one, where there are as many of both; groups are drawings.
     """
     count = len(control)
