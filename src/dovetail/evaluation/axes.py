@@ -130,7 +130,7 @@ def words_axis(base: Sequence[float], tuned: Sequence[float], clusters: Sequence
     """Does it use the words? Loss with another picture's caption less loss with the own one, as shares of the base's loss.
 
     Lost where eight pictures or more do not show that the caption matters, or where beyond doubt less than half of
-    the base's use of words left.
+    the base's use of words is left.
     """
     if len(set(clusters)) < 2:
         return cannot_judge(
