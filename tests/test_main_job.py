@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import tiny
 from tiny import flags, short
 from waiting import CEILING, until
@@ -35,7 +36,7 @@ def _wait_for_checkpoint(run: Path, step: int, process: "subprocess.Popen[str]")
 def test_killed_and_stopped_during_training_the_same_command_ends_with_the_same_weights(
     tmp_path: Path, pictures: Path, tiny_base: Path
 ) -> None:
-    tables = short(training={"steps": STEPS, "checkpoint_every": 2, "sample_every": STEPS, "held_out_every": STEPS})
+    tables = short(training={"steps": STEPS, "checkpoint_every": 4, "sample_every": STEPS, "held_out_every": STEPS})
     run = tmp_path / "killed"
     words = ["run", str(pictures), "--run", str(run), "--base", str(tiny_base), *flags(tables)]
 
@@ -68,9 +69,11 @@ def test_killed_and_stopped_during_training_the_same_command_ends_with_the_same_
     assert os.environ["DOVETAIL_HOME"] in done.stdout
 
 
-def test_a_run_in_a_fresh_place_needs_a_folder_and_nothing_else(tmp_path: Path, pictures: Path, tiny_base: Path) -> None:
+def test_a_run_in_a_fresh_place_needs_a_folder_and_nothing_else(
+    tmp_path: Path, pictures: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "work").mkdir()
-    done = tiny.cli("run", pictures, "--base", tiny_base, "--until", "buildout", cwd=tmp_path / "work")
-    assert done.returncode == 0, done.stderr
+    monkeypatch.chdir(tmp_path / "work")
+    library.run(str(pictures), base=str(tiny_base), until="buildout")
     assert [p.name for p in (tmp_path / "work").iterdir()] == ["runs"]
     assert (tmp_path / "work" / "runs" / "things" / "report.html").is_file()

@@ -24,7 +24,8 @@ def _lines(finished: Finished, tmp_path: Path, offers: list[Gpu], **training: ob
     return plan.lines(config, run, offers, Show(quiet=True))
 
 
-def test_a_plan_tells_time_memory_disk_and_price(finished: Finished, tmp_path: Path) -> None:
+def test_a_plan_tells_time_memory_disk_and_price(finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "LEAST_SECONDS", 0.0)
     told = _lines(finished, tmp_path, [SMALL, LARGE], steps=1000, batch_size=2)
     assert re.match(r"full fine-tune of .*: 1,000 steps of 2 at 32 x 32 pixels, 0\.\d M weights learn", told[0])
     assert re.match(r"  time    .*: .* s a step, .* pictures a second", told[2])
