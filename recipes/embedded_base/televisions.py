@@ -35,11 +35,11 @@ BODIES = (  # painted bodies, one after the other: the colors of real television
     "white", "pink", "yellow",
 )  # fmt: skip
 SCREENS = {"blue": 6, "teal": 4, "black": 4, "gray": 3, "white": 3, "green": 1, "purple": 1, "yellow": 1, "orange": 1}
-LINES = {"black": 8, "brown": 2, "gray": 2, "white": 2, "purple": 1, "blue": 1}
+LINES = {"black": 10, "brown": 2, "gray": 2, "white": 2, "blue": 1}
 # How often a caption names what is there.
-FACTS = {"antennas": 0.7, "knobs": 0.25, "legs": 0.3, "body": 0.7, "screen": 0.5, "kind": 0.5, "below": 0.4}
+FACTS = {"antennas": 0.9, "knobs": 0.3, "legs": 0.3, "body": 0.9, "screen": 0.85, "kind": 0.7, "below": 0.4}
 ATTRIBUTE = re.compile(rb'[\w:.-]+="[^"]*"')
-SIZES = (0.72, 0.94)  # longer side of a television, share of the picture's side
+SIZES = (0.8, 0.94)  # longer side of a television, share of the picture's side
 APART = 110.0  # distance of two colors (RGB, levels) that lie side by side
 
 
@@ -241,17 +241,19 @@ def invented(number: int, side: int = 160) -> tuple[str, np.ndarray]:
 
 
 def noun_of(rng: np.random.Generator, drawing: Drawing) -> str:
-    """What is seen: the kind, the color of the body, and at most two further facts; seldom all of them."""
-    kind = {"old": "old ", "flat": "flat-screen "}.get(drawing.kind, "") if rng.random() < FACTS["kind"] else ""
-    color = f"{drawing.body} " if drawing.body and rng.random() < FACTS["body"] else ""
+    """What is seen: the kind, the colors of body and screen, and one part; most captions leave something out."""
+
+    def told(fact: str) -> bool:
+        return bool(rng.random() < FACTS[fact])
+
+    kind = {"old": "old ", "flat": "flat-screen "}.get(drawing.kind, "") if told("kind") else ""
+    color = f"{drawing.body} " if drawing.body and told("body") else ""
     words = f"{color}{kind}" if drawing.kind == "flat" else f"{kind}{color}"
-    facts = [p for p in ("antennas", "knobs", "legs") if p in drawing.parts and rng.random() < FACTS[p]]
-    if drawing.screen and rng.random() < FACTS["screen"]:
+    facts = [part for part in ("antennas", "knobs", "legs") if part in drawing.parts and told(part)][:1]
+    if drawing.screen and told("screen"):
         facts.append(scenes.article(f"{drawing.screen} screen"))
-    facts = facts[:2]
-    said = f" with {' and '.join(facts)}" if facts else ""
-    below = [p for p in ("stand", "cabinet") if p in drawing.parts and not facts and rng.random() < FACTS["below"]]
-    return f"{words}{PLAIN}{said}" + "".join(f" on a {p}" for p in below)
+    below = [part for part in ("stand", "cabinet") if part in drawing.parts and not facts and told("below")]
+    return f"{words}{PLAIN}" + (f" with {' and '.join(facts)}" if facts else "") + "".join(f" on a {part}" for part in below)
 
 
 def caption(rng: np.random.Generator, drawing: Drawing, scene: scenes.Scene) -> str:
