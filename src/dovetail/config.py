@@ -151,7 +151,9 @@ class Training(Table):
         "best",
         description="weights that are published: those of the best held-out loss (docs/training.md), or of the last step",
     )
-    early_stop: int = Field(5, ge=0, description="end after so many held-out losses in a row without a new low; 0 means never")
+    early_stop: int = Field(
+        5, ge=0, description="end after so many held-out losses in a row that lost half of the largest fall; 0 means never"
+    )
     on_nan: Literal["stop", "roll back"] = Field(
         "stop",
         description="a loss that is no number ends the training, or takes it back to the newest checkpoint at half the rate",

@@ -39,7 +39,7 @@ def test_it_ends_early_and_keeps_the_weights_that_were_measured_as_the_best(
     taught = _teach(tiny_base, tmp_path, material)
     assert taught.steps < taught.planned == 24, "noise that is learned by heart says nothing of other noise"
     rows = {row["step"]: row["losses"] for row in taught.curve if row.get("set") == "validation"}
-    assert taught.steps == (trends.lowest_step(taught.curve) or 0) + 2 * 2 == max(rows)
+    assert taught.steps == (trends.best_step(taught.curve) or 0) + 2 * 2 == max(rows)
     assert taught.best and taught.best[0] == trends.best_step(taught.curve)
     again = _loss(Models(tiny_base, CPU), taught.best[1], material)
     assert again == {name: pytest.approx(losses, abs=1e-4) for name, losses in rows[taught.best[0]].items()}

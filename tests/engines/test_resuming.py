@@ -161,9 +161,9 @@ def test_the_best_weights_are_kept_beside_the_last_and_an_early_stop_ends_there(
         seen[step] = models.unet.conv_out.weight.clone()
 
     settings = config(steps=20, held_out_every=2, checkpoint_every=4, early_stop=2, lr_scheduler="constant")
-    _held_out_as(monkeypatch, [1.0, 0.9, 0.7, 0.8, 0.75, 0.6])
+    _held_out_as(monkeypatch, [1.0, 0.9, 0.7, 0.9, 0.95, 0.6])
     taught = learner.teach(models, material, settings, 2e-3, tmp_path, Show(quiet=True), note)
-    assert taught.steps == 8, "two measurements after the lowest, at step 4"
+    assert taught.steps == 8, "two measurements after the best, at step 4"
     assert taught.best and taught.best[0] == 4 and torch.equal(taught.best[1]["conv_out.weight"], seen[4])
     assert torch.equal(taught.weights["conv_out.weight"], seen[8]) and not torch.equal(seen[4], seen[8])
     assert sorted(p.name for p in tmp_path.iterdir()) == ["best-4", "checkpoint-4", "checkpoint-8"]

@@ -13,7 +13,7 @@ from dovetail.core import intervals
 from dovetail.records import Interval, Trend
 
 BANDS = ("low-noise", "middle", "high-noise")  # thirds of the timesteps
-KEPT_FALL = 0.9  # of the largest fall of the held-out loss: what the best weights have at least
+KEPT_FALL = 0.5  # of the largest fall of the held-out loss: what the best weights have at least
 WINDOW = 3  # improving, or flat: over this part of the measurements, the latest ones
 
 
@@ -55,10 +55,10 @@ def lowest_step(curve: Sequence[Mapping[str, Any]]) -> int | None:
 
 
 def best_step(curve: Sequence[Mapping[str, Any]]) -> int | None:
-    """The latest step that keeps nine tenths of the largest fall of the held-out loss; where nothing fell, the lowest step.
+    """The latest step that keeps half of the largest fall of the held-out loss; where nothing fell, the lowest step.
 
-    Around its minimum the loss is flat and a few pictures do not tell steps apart, while what is painted still gets clearer.
-    A later measurement never makes another one than itself the best, so that only the latest weights need be kept.
+    What is painted gets clearer for some time after the loss was lowest, and the loss says when that is bought by learning by
+    heart. A later measurement never makes another one than itself the best, so that only the latest weights need be kept.
     """
     levels, lowest = _levels(curve), lowest_step(curve)
     fall = 0.0 if lowest is None else 1 - levels[lowest]
@@ -67,10 +67,10 @@ def best_step(curve: Sequence[Mapping[str, Any]]) -> int | None:
     return max(step for step, level in levels.items() if step and 1 - level >= KEPT_FALL * fall)
 
 
-def since_lowest(curve: Sequence[Mapping[str, Any]]) -> int:
-    """Measurements after the lowest one."""
-    lowest = lowest_step(curve)
-    return 0 if lowest is None else sum(step > lowest for step in measured(curve, "validation"))
+def since_best(curve: Sequence[Mapping[str, Any]]) -> int:
+    """Measurements after the best one."""
+    best = best_step(curve)
+    return 0 if best is None else sum(step > best for step in measured(curve, "validation"))
 
 
 def change(curve: Sequence[Mapping[str, Any]], step: int) -> Interval | None:
@@ -120,9 +120,9 @@ def trend(curve: Sequence[Mapping[str, Any]]) -> Trend | None:
 def outcome(curve: Sequence[Mapping[str, Any]], done: int, planned: int, published: int, missed: int) -> str:
     """In words: why a training of `planned` steps ended after `done`, and what the weights that are published are like.
 
-    `missed` is after how many held-out losses without a new low it was to end, 0 for never.
+    `missed` is after how many held-out losses in a row that are no longer good it was to end, 0 for never.
     """
-    early = f"after step {done:,} of {planned:,}, as {missed} held-out losses in a row brought no new low"
+    early = f"after step {done:,} of {planned:,}, as {missed} held-out losses in a row kept less than half of the largest fall"
     ended = f"The training ended {early if done < planned else f'after all {planned:,} steps'}"
     if best_step(curve) is None:
         return f"{ended}; no validation picture says which weights are best, so the last ones are published."
@@ -140,7 +140,7 @@ def outcome(curve: Sequence[Mapping[str, Any]], done: int, planned: int, publish
         return f"{said}, which come nearest to the base: no held-out loss was below it, this one is {moved}."
     kind = "those with the lowest held-out loss"
     if best != lowest:
-        kind = f"the latest with nine tenths of the largest fall of held-out loss (at step {lowest:,})"
+        kind = f"the latest with half of the largest fall of held-out loss (at step {lowest:,}) or more"
     doubt = "" if gain.high < 0 else ", which may be chance"
     return f"{said}, {kind}: {moved}{doubt}."
 

@@ -68,7 +68,7 @@ def teach(
     start: Path | None = None,
     shard: bool = False,
 ) -> Taught:
-    """Train for the planned optimizer steps, or until the held-out loss has had no new low for `config.early_stop` times.
+    """Train for the planned optimizer steps, or until `config.early_stop` held-out losses in a row are no longer good.
 
     `folder` holds the checkpoints; called again on the same folder after a kill, it goes on from the newest whole one
     and ends with the same weights; `start` is another one to go on from, and newer ones are put aside. `on_sample(step)` is
@@ -129,9 +129,7 @@ def _ended(lessons: Lessons, step: int) -> bool:
     if step >= config.steps:
         return True
     return (
-        bool(config.early_stop)
-        and step % config.held_out_every == 0
-        and trends.since_lowest(lessons.curve) >= config.early_stop
+        bool(config.early_stop) and step % config.held_out_every == 0 and trends.since_best(lessons.curve) >= config.early_stop
     )
 
 
