@@ -29,8 +29,8 @@ def corpus(downloads: Path, count: int = 20_000) -> list[str]:
     return lines
 
 
-def train(lines: list[str]) -> CLIPTokenizer:
-    """A CLIPTokenizer of about `MERGED` tokens (lower case, end-of-word marks, start and end tokens as CLIP's)."""
+def train(lines: list[str], merged: int = MERGED, length: int = LENGTH) -> CLIPTokenizer:
+    """A CLIPTokenizer of about `merged` tokens (lower case, end-of-word marks, start and end tokens as CLIP's)."""
     bpe = Tokenizer(models.BPE(unk_token="<|endoftext|>", end_of_word_suffix="</w>"))
     bpe.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
@@ -38,7 +38,7 @@ def train(lines: list[str]) -> CLIPTokenizer:
     )
     bpe.decoder = decoders.BPEDecoder(suffix="</w>")
     trainer = trainers.BpeTrainer(
-        vocab_size=MERGED,
+        vocab_size=merged,
         min_frequency=2,
         special_tokens=[],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
@@ -52,7 +52,7 @@ def train(lines: list[str]) -> CLIPTokenizer:
     tokens += [t for t in sorted(model["vocab"], key=model["vocab"].get) if t not in set(tokens)]
     tokens += ["<|startoftext|>", "<|endoftext|>"]
     merges = [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in model["merges"]]
-    return CLIPTokenizer(vocab={t: i for i, t in enumerate(tokens)}, merges=merges, model_max_length=LENGTH)
+    return CLIPTokenizer(vocab={t: i for i, t in enumerate(tokens)}, merges=merges, model_max_length=length)
 
 
 def main() -> None:

@@ -35,7 +35,7 @@ def config_of(place: str, *, do: str = NAME_WHAT) -> dict[str, Any]:
 def kind_of(place: str, config: dict[str, Any]) -> Kind:
     """How a model can judge; ModelError that says what it is where it cannot."""
     model_type, architectures = str(config.get("model_type", "")), [str(a) for a in config.get("architectures") or ()]
-    if {"stem", "joint", "vocabulary"} <= config.keys():
+    if str(config.get("format", "")).startswith("dovetail-judge"):
         return "embedded"
     if model_type in CLIP_TYPES and not any(a.endswith(_HALVES) for a in architectures):
         return "clip"
