@@ -41,10 +41,10 @@ def test_a_loss_that_has_come_to_rest_is_flat_since_then() -> None:
 def test_validation_up_and_training_down_in_one_band_is_overfitting_there_since_the_lowest_point() -> None:
     rows = curve([1, 0.9, 0.8, 0.85, 0.95, 1.05, 1.15], [1, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4], band="middle")
     found = trends.trend(rows)
-    assert found and found.answer == "overfits" and found.best_step == 200
+    assert found and found.answer == "overfits" and found.best_step == 300
     assert "it overfits in the middle band since step 200." in found.sentence and "above the base's" in found.sentence
     assert found.bands["middle"].low > 0.1 and abs(found.bands["high-noise"].mean) < 0.01
-    assert trends.since_best(rows) == 4
+    assert trends.since_best(rows) == 3 and trends.lowest_step(rows) == 200
 
 
 def test_both_up_is_no_overfitting_but_worse() -> None:
