@@ -5,6 +5,7 @@ single drawings are cheap. `captions`: both towers meet; captions are told from 
 """
 
 import json
+import math
 import pickle
 import time
 from pathlib import Path
@@ -94,6 +95,9 @@ class Course:
         self.file, self.model, self.peak, self.steps, self.step = file, model, peak, steps, 0
         self.optimizer = torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.98), weight_decay=0.05, fused=True)
         self.mean = {k: v.detach().clone() for k, v in model.state_dict().items()}
+        known = {id(p) for group in groups for p in group["params"]}
+        still = {name for name, p in model.named_parameters() if id(p) not in known}
+        self.changing = set(self.mean) - still
         self.kept: dict[str, float] = {}
         self.began = time.monotonic()
         if file.exists():
@@ -104,7 +108,7 @@ class Course:
 
     def descend(self, losses: dict[str, Tensor], weights: dict[str, float]) -> None:
         """One optimizer step, the averages, and a line in the log now and then."""
-        cosine = 0.5 * (1 + np.cos(np.pi * self.step / self.steps))
+        cosine = 0.5 * (1 + math.cos(math.pi * self.step / self.steps))
         for group in self.optimizer.param_groups:
             group["lr"] = self.peak * group["times"] * min(1, (self.step + 1) / 100) * (0.005 + 0.995 * cosine)
         self.optimizer.zero_grad(set_to_none=True)
@@ -114,7 +118,7 @@ class Course:
         with torch.no_grad():
             self.model.towers.scale.clamp_(max=LARGEST_SCALE)
         if self.step % MEAN_EVERY == 0:
-            now = {k: v for k, v in self.model.state_dict().items() if v.is_floating_point()}
+            now = {k: v for k, v in self.model.state_dict().items() if v.is_floating_point() and k in self.changing}
             keep = min(MEAN, (self.step + 1) / (self.step + 40))
             torch._foreach_lerp_([self.mean[k] for k in now], list(now.values()), 1 - keep)
         self.step += 1
@@ -161,8 +165,8 @@ def names(
         torch.manual_seed(course.step)  # of the dropout
         features, chosen = pool.batch(np.random.default_rng([52, course.step]), size)
         with torch.autocast("cpu", torch.bfloat16):
-            kinds = model.towers.kinds(features[:, : gradients.SHAPE])
-        course.descend({"sort": model.sorting_loss(kinds.float(), chosen)}, {"sort": 1.0})
+            sort = model.sorting_loss(model.towers.kinds(features[:, : gradients.SHAPE]), chosen)
+        course.descend({"sort": sort}, {"sort": 1.0})
         if course.step % SAVED_EVERY == 0:
             course.save()
     course.save()

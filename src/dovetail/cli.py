@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dovetail import __version__
+from dovetail.cli_options import BaseFlag, ConfigFlag, DryFlag, MethodFlag, RunFlag, SetFlag
 from dovetail.errors import DovetailError
 
 if TYPE_CHECKING:
@@ -23,27 +24,6 @@ release_app = typer.Typer(
     invoke_without_command=True, help="Stage 10 alone; or promote and roll back by hand.", rich_markup_mode=None
 )
 app.add_typer(release_app, name="release")
-
-RunFlag = Annotated[
-    str | None,
-    typer.Option("--run", metavar="DIR", help="folder of the run [default: runs/<name of the pictures' folder>]"),
-]
-ConfigFlag = Annotated[
-    str | None,
-    typer.Option("--config", metavar="FILE", help="configuration [default: dovetail.toml, else the run's own copy]"),
-]
-SetFlag = Annotated[
-    list[str] | None, typer.Option("--set", metavar="TABLE.KEY=VALUE", help="any key of dovetail.toml; may be repeated")
-]
-DryFlag = Annotated[bool, typer.Option("--dry-run", help="print the resolved configuration and stop")]
-BaseFlag = Annotated[
-    str | None,
-    typer.Option("--base", metavar="MODEL", help="model to tune: embedded, a diffusers folder, a hub id, a .safetensors file"),
-]
-
-MethodFlag = Annotated[
-    str | None, typer.Option("--method", help="full, lora, dora, lokr or textual_inversion (training.method)")
-]
 
 
 def _keys(settings: list[str] | None, **flags: Any) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from dovetail.core import plans
+from dovetail import training_plan
 from dovetail.records import Precision, Schedule
 
 HELD_OUT_TIMESTEPS = 8  # fixed ones of a held-out loss
@@ -85,8 +85,8 @@ class Processing(Table):
         `few_steps` says whether the base has a few-step version to paint with.
         """
         steps, batch = training.planned(pictures, 0).steps, training.batch_size * training.gradient_accumulation_steps
-        count = plans.rehearsal_pictures(steps * batch, few_steps) if training.rehearsal_share else 0
-        filled = {"rehearsal_pictures": count, "moved_views": plans.moved_views(pictures)}
+        count = training_plan.rehearsal_pictures(steps * batch, few_steps) if training.rehearsal_share else 0
+        filled = {"rehearsal_pictures": count, "moved_views": training_plan.moved_views(pictures)}
         return self.model_copy(update={k: v for k, v in filled.items() if getattr(self, k) is None})
 
 
@@ -167,8 +167,8 @@ class Training(Table):
     def planned(self, pictures: int, validation: int) -> "PlannedTraining":
         """This training for so many distinct training and validation pictures: nothing that follows from them is empty."""
         batch = self.batch_size * self.gradient_accumulation_steps
-        steps = self.steps or plans.steps(pictures, batch)
-        every = self.held_out_every or plans.measuring_interval(steps, batch, validation, HELD_OUT_TIMESTEPS)
+        steps = self.steps or training_plan.steps(pictures, batch)
+        every = self.held_out_every or training_plan.measuring_interval(steps, batch, validation, HELD_OUT_TIMESTEPS)
         return PlannedTraining.model_validate(self.model_dump() | {"steps": steps, "held_out_every": every})
 
     @model_validator(mode="after")

@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dovetail import bases
+from dovetail import bases, training_plan
 from dovetail.config import Config, PlannedTraining
-from dovetail.core import costs, plans
+from dovetail.core import costs
 from dovetail.core.costs import Load, Thrift
 from dovetail.errors import TrainingError
 from dovetail.records import Gpu
@@ -195,7 +195,7 @@ def _pictures(config: Config) -> int:
 def _disk(config: Config, training: PlannedTraining, run: "Run", models: "Models", load: Load, side: int, pictures: int) -> str:
     """Bytes that the run will leave, beside what is free."""
     processing = config.processing
-    moved = plans.moved_views(pictures) if processing.moved_views is None else processing.moved_views
+    moved = training_plan.moved_views(pictures) if processing.moved_views is None else processing.moved_views
     views = ((1 if processing.centre_crop else 4) + moved) * (2 if processing.random_flip else 1)
     latents = pictures * views * 2 * models.vae_shape["latent_channels"] * (side // models.pixels_per_latent) ** 2 * 4
     checkpoint = load.trained * (16 if training.ema_decay else 12)

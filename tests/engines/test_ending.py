@@ -9,7 +9,8 @@ import torch
 from schooling import CPU, config, states
 from torch import Tensor
 
-from dovetail.core import plans, trends
+from dovetail import training_plan
+from dovetail.core import trends
 from dovetail.edges import adapters, tensors
 from dovetail.edges.console import Show
 from dovetail.edges.models import Models
@@ -78,14 +79,14 @@ def test_where_early_stop_is_off_all_steps_are_done(tiny_base: Path, tmp_path: P
 def test_without_validation_pictures_the_plan_is_followed(tiny_base: Path, tmp_path: Path, material: Material) -> None:
     alone = Material(train=material.train, rehearsal=[], validation=[], test=[], states=states)
     taught = _teach(tiny_base, tmp_path, alone, steps=None, held_out_every=None, batch_size=192)
-    assert taught.steps == taught.planned == plans.steps(5, 192) and taught.best is None
+    assert taught.steps == taught.planned == training_plan.steps(5, 192) and taught.best is None
 
 
 def test_one_picture_is_enough_and_is_counted_once(tiny_base: Path, tmp_path: Path) -> None:
     one = schooling.items("train", 1)
     twice = Material(train=[*one, *one], rehearsal=[], validation=[], test=[], states=states)
     taught = _teach(tiny_base, tmp_path, twice, steps=None, batch_size=192)
-    assert taught.steps == plans.steps(1, 192) and all(torch.isfinite(w).all() for w in taught.weights.values())
+    assert taught.steps == training_plan.steps(1, 192) and all(torch.isfinite(w).all() for w in taught.weights.values())
 
 
 def test_the_few_step_version_is_found_where_there_is_one(tiny_base: Path, tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dovetail.edges import compiler
 from dovetail.errors import ModelError
 
 
@@ -118,7 +117,7 @@ class CompiledUNet:
         core = openvino.Core()
         model = core.read_model(unet) if isinstance(unet, Path) else _converted(unet, tokens, shifted)
         # It looks at the processor itself, and asks of oneDNN what that was told to leave.
-        half = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") and os.environ.get(compiler.MOST) != "avx2"
+        half = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") and os.environ.get("DOVETAIL_CPU") != "avx2"
         precision = "bf16" if half else "f32"
         told = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
         self._compiled = core.compile_model(model, "CPU", {k: v for k, v in told.items() if v})

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dovetail import training_plan
 from dovetail.config import PlannedTraining, Training
-from dovetail.core import plans, schedules, trends
+from dovetail.core import schedules, trends
 from dovetail.edges import folders, machine
 from dovetail.edges.models import Models
 from dovetail.engines import checkpoints, compiling, material, processes, sharding
@@ -341,7 +342,7 @@ def _hold_out(lessons: Lessons, step: int, folder: Path) -> None:
 
     Every so often, and at the end, also those on as many training pictures.
     """
-    count = plans.measured_pictures(len(lessons.material.validation))
+    count = training_plan.measured_pictures(len(lessons.material.validation))
     with averaged(lessons):
         _measure(lessons, step, "validation", lessons.material.validation[:count])
         number = sum(row.get("set") == "validation" for row in lessons.curve) - 1

@@ -7,15 +7,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from dovetail import training_plan
 from dovetail.config import Processing
-from dovetail.core import buckets, digests, plans
+from dovetail.core import buckets, digests
 from dovetail.edges import adapters, pixels, tensors
 from dovetail.edges.folders import Artifact, Desk, write_bytes, write_json, write_records
 from dovetail.edges.models import Models
 from dovetail.engines import encoder, painter
 from dovetail.records import Example, Hints, LatentRow
 
-BATCH = plans.REHEARSAL_BATCH
+BATCH = training_plan.REHEARSAL_BATCH
 REHEARSAL_SEED = 50_000
 
 
@@ -148,11 +149,11 @@ def _rehearsal(prompts: list[str], asked: str, side: int, guidance_scale: float,
     orders = [painter.Order(prompt=p, seed=REHEARSAL_SEED + i) for i, p in enumerate(prompts)][len(known) :]
     if not orders:
         return known[: len(prompts)]
-    steps = plans.GUIDED_STEPS
+    steps = training_plan.GUIDED_STEPS
     if adapters.has_few_steps(models.folder):
         # The models are this stage's own: nothing else asks the U-Net.
         adapters.take(models.unet, models.folder / adapters.FEW_STEP)
-        steps, guidance_scale = plans.FEW_STEPS, 1.0
+        steps, guidance_scale = training_plan.FEW_STEPS, 1.0
     with desk.show.bar("rehearsal pictures", len(orders)) as advance:
         painted = painter.paint_latents(
             models, orders, side=side // models.pixels_per_latent, steps=steps, guidance_scale=guidance_scale,

@@ -2,63 +2,63 @@
 
 import pytest
 
+from dovetail import training_plan as plan
 from dovetail.config import Processing, Training
-from dovetail.core import plans
 
 
 def test_steps_grow_with_the_root_of_the_pictures_between_two_bounds() -> None:
     counts = [1, 2, 10, 30, 100, 1_000, 10_000, 10**7]
-    planned = [plans.steps(n, 16) for n in counts]
-    assert planned == sorted(planned) and planned[0] == plans.FEWEST_STEPS and planned[-1] == plans.MOST_STEPS
-    assert plans.steps(400, 16) == pytest.approx(2 * plans.steps(100, 16), abs=1)
+    planned = [plan.steps(n, 16) for n in counts]
+    assert planned == sorted(planned) and planned[0] == plan.FEWEST_STEPS and planned[-1] == plan.MOST_STEPS
+    assert plan.steps(400, 16) == pytest.approx(2 * plan.steps(100, 16), abs=1)
     passes = [steps * 16 / n for steps, n in zip(planned, counts, strict=True)]
     assert passes == sorted(passes, reverse=True), "few pictures are each seen more often"
 
 
 def test_the_pictures_learned_from_do_not_depend_on_the_batch() -> None:
-    assert plans.steps(100, 4) * 4 == pytest.approx(plans.steps(100, 16) * 16, rel=0.02)
-    assert plans.steps(1, 1) == 16 * plans.FEWEST_STEPS and plans.steps(5, 10**6) == 1
+    assert plan.steps(100, 4) * 4 == pytest.approx(plan.steps(100, 16) * 16, rel=0.02)
+    assert plan.steps(1, 1) == 16 * plan.FEWEST_STEPS and plan.steps(5, 10**6) == 1
 
 
 @pytest.mark.parametrize("validation", [0, 1, 5, 30, 10_000])
 @pytest.mark.parametrize("steps", [1, 7, 120, 900])
 def test_held_out_losses_take_a_20th_of_the_work_at_most(steps: int, validation: int) -> None:
-    every = plans.measuring_interval(steps, 16, validation, 8)
+    every = plan.measuring_interval(steps, 16, validation, 8)
     assert 1 <= every <= steps
-    count, passes = steps // every, plans.measured_pictures(validation) * 8
-    assert count <= plans.MEASUREMENTS
-    assert count == 1 or count * passes <= plans.MEASURING_SHARE * plans.TRAINING_PASSES * 16 * steps
+    count, passes = steps // every, plan.measured_pictures(validation) * 8
+    assert count <= plan.MEASUREMENTS
+    assert count == 1 or count * passes <= plan.MEASURING_SHARE * plan.TRAINING_PASSES * 16 * steps
 
 
 def test_rehearsal_pictures_cost_a_quarter_of_the_training_at_most_and_come_in_whole_batches() -> None:
     for learned in (16, 2_000, 4_000, 10**6):
-        count = plans.rehearsal_pictures(learned, few_steps=False)
-        assert count % plans.REHEARSAL_BATCH == 0 and 0 < count <= plans.MOST_REHEARSAL
-        if count > plans.REHEARSAL_BATCH:
-            assert count * 2 * plans.GUIDED_STEPS <= plans.REHEARSAL_SHARE * plans.TRAINING_PASSES * learned
-    assert plans.rehearsal_pictures(2_000, few_steps=True) == 128 > plans.rehearsal_pictures(2_000, few_steps=False)
+        count = plan.rehearsal_pictures(learned, few_steps=False)
+        assert count % plan.REHEARSAL_BATCH == 0 and 0 < count <= plan.MOST_REHEARSAL
+        if count > plan.REHEARSAL_BATCH:
+            assert count * 2 * plan.GUIDED_STEPS <= plan.REHEARSAL_SHARE * plan.TRAINING_PASSES * learned
+    assert plan.rehearsal_pictures(2_000, few_steps=True) == 128 > plan.rehearsal_pictures(2_000, few_steps=False)
 
 
 def test_what_is_left_empty_is_filled_in_and_what_is_asked_for_stays() -> None:
     free = Training().planned(30, 5)
-    assert (free.steps, free.held_out_every) == (plans.steps(30, 16), plans.measuring_interval(free.steps, 16, 5, 8))
+    assert (free.steps, free.held_out_every) == (plan.steps(30, 16), plan.measuring_interval(free.steps, 16, 5, 8))
     fixed = Training(steps=7, held_out_every=2, method="lora").planned(30, 5)
     assert (fixed.steps, fixed.held_out_every, fixed.method) == (7, 2, "lora")
-    assert Training().planned(1, 0).steps == plans.FEWEST_STEPS
+    assert Training().planned(1, 0).steps == plan.FEWEST_STEPS
     accumulated = Training(batch_size=4, gradient_accumulation_steps=4).planned(30, 5)
     assert accumulated.steps == free.steps
 
 
 def test_rehearsal_pictures_follow_from_the_training_where_they_are_left_empty() -> None:
     few = Processing().planned(20, Training(), few_steps=False).rehearsal_pictures
-    assert few == plans.rehearsal_pictures(16 * plans.steps(20, 16), few_steps=False)
+    assert few == plan.rehearsal_pictures(16 * plan.steps(20, 16), few_steps=False)
     assert Processing(rehearsal_pictures=7).planned(20, Training(), few_steps=False).rehearsal_pictures == 7
     assert Processing(rehearsal_pictures=0).planned(20, Training(), few_steps=True).rehearsal_pictures == 0
     assert Processing().planned(20, Training(rehearsal_share=0), few_steps=True).rehearsal_pictures == 0
-    assert Processing().planned(20, Training(steps=1), few_steps=False).rehearsal_pictures == plans.REHEARSAL_BATCH
+    assert Processing().planned(20, Training(steps=1), few_steps=False).rehearsal_pictures == plan.REHEARSAL_BATCH
 
 
 def test_few_pictures_are_seen_in_more_ways() -> None:
-    assert [plans.moved_views(n) for n in (0, 1, 40, 64, 512, 513)] == [12, 12, 12, 8, 1, 0]
+    assert [plan.moved_views(n) for n in (0, 1, 40, 64, 512, 513)] == [12, 12, 12, 8, 1, 0]
     assert Processing().planned(20, Training(), few_steps=True).moved_views == 12
     assert Processing(moved_views=0).planned(20, Training(), few_steps=True).moved_views == 0
