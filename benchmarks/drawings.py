@@ -17,7 +17,7 @@ import numpy as np
 import pyvips
 from PIL import Image
 
-from benchmarks.things import THINGS, Ink
+from benchmarks.things import THINGS, Ink, Way
 from dovetail.core.digests import unit_interval
 from dovetail.edges import pixels
 from recipes.embedded_base.scenes import COLOURS
