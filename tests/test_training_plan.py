@@ -36,7 +36,8 @@ def test_rehearsal_pictures_cost_a_quarter_of_the_training_at_most_and_come_in_w
         assert count % plan.REHEARSAL_BATCH == 0 and 0 < count <= plan.MOST_REHEARSAL
         if count > plan.REHEARSAL_BATCH:
             assert count * 2 * plan.GUIDED_STEPS <= plan.REHEARSAL_SHARE * plan.TRAINING_PASSES * learned
-    assert plan.rehearsal_pictures(2_000, few_steps=True) == 128 > plan.rehearsal_pictures(2_000, few_steps=False)
+    assert plan.rehearsal_pictures(20_000, few_steps=True) == plan.MOST_REHEARSAL
+    assert plan.rehearsal_pictures(2_000, few_steps=True) > plan.rehearsal_pictures(2_000, few_steps=False)
 
 
 def test_what_is_left_empty_is_filled_in_and_what_is_asked_for_stays() -> None:

@@ -71,7 +71,7 @@ class Processing(Table):
     rehearsal_pictures: int | None = Field(
         None,
         ge=0,
-        description="pictures the base paints of other prompts, learned along against forgetting; empty means 128, or as many "
+        description="pictures the base paints of other prompts, learned along against forgetting; empty means 384, or as many "
         "as take no more than a quarter of the training's work",
     )
     rehearsal_prompts: list[str] = Field(

@@ -13,7 +13,7 @@ MEASURING_SHARE = 0.05  # of the passes of the steps may go into held-out losses
 MOST_MEASURED = 32  # validation pictures in each of them
 TRAINING_PASSES = 3
 REHEARSAL_SHARE = 0.25  # of the passes of the training may go into painting rehearsal pictures
-MOST_REHEARSAL, REHEARSAL_BATCH = 128, 16
+MOST_REHEARSAL, REHEARSAL_BATCH = 384, 16
 MOST_MOVED, ALL_MOVED = 12, 512  # moved views of one picture, and of all together
 GUIDED_STEPS, FEW_STEPS = 20, 4  # of a rehearsal picture: two passes each with guidance, one without
 
