@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 
 from dovetail import bases
-from dovetail.config import Config, Evaluation
+from dovetail.config import Config
 from dovetail.edges import models as model_edge
 from dovetail.edges import pixels
 from dovetail.edges.console import Show
 from dovetail.edges.folders import Run
-from dovetail.edges.judge import Judge
 from dovetail.engines import painter
+from dovetail.evaluation.clip_judge import ClipJudge
 from dovetail.pipeline import run
 from recipes.embedded_base import icons, scenes
 
@@ -43,14 +43,14 @@ def unseen(captions: set[str]) -> list[tuple[str, str]]:
     return [(noun, prompt) for prompt, noun in found.items()]
 
 
-def named(judge: Judge, pictures: list[np.ndarray], asked: list[tuple[str, str]]) -> float:
+def named(judge: ClipJudge, pictures: list[np.ndarray], asked: list[tuple[str, str]]) -> float:
     """Share of pictures whose own noun scores above every other thing in the same words; any television noun is right."""
-    seen, right = judge.pictures(pictures), []
+    seen, right = judge.embed_images(pictures), []
     for picture, (noun, prompt) in zip(seen, asked, strict=True):
         own = [noun, *(n for n in NOUNS if noun in NOUNS and n != noun)]
         rivals = [t for t in (*icons.THINGS, *NOUNS) if t not in own]
         texts = [prompt.replace(scenes.article(noun), scenes.article(t)).replace(noun, t) for t in own + rivals]
-        scores = judge.texts(texts) @ picture
+        scores = judge.embed_texts(texts) @ picture
         right.append(bool(scores[: len(own)].max() > scores[len(own) :].max()))
     return float(np.mean(right))
 
@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="optimizer steps; else Dovetail's default")
     parser.add_argument("--methods", nargs="+", default=["full", "lora"])
     args = parser.parse_args()
-    hints, judge = bases.hints(bases.EMBEDDED), bases.judge(bases.EMBEDDED, Evaluation())
+    hints, judge = bases.hints(bases.EMBEDDED), ClipJudge(str(bases.EMBEDDED / "judge"))
     rows = [json.loads(line) for line in (ROOT / "examples" / "televisions" / "metadata.jsonl").read_text().splitlines()]
     screens = unseen({row["text"] for row in rows})
     others = [(next(t for t in sorted(icons.THINGS, key=len, reverse=True) if t in p), p) for p in hints.other]

@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from tiny import pixels_of
 
 from dovetail import bases
-from dovetail.config import Evaluation
 from dovetail.edges import adapters
 from dovetail.engines import painter
+from dovetail.evaluation.clip_judge import ClipJudge
 from recipes.embedded_base import icons, prompts, scenes, televisions
 
 BASE = bases.EMBEDDED
@@ -87,14 +87,14 @@ def test_the_card_lists_the_48_prompts_of_its_picture_and_the_scores() -> None:
 
 def test_the_judge_takes_a_television_for_one_and_not_for_another_thing() -> None:
     """On the shipped pictures the own caption must come before the same words with another thing in the television's place."""
-    judge = bases.judge(BASE, Evaluation())
+    judge = ClipJudge(str(BASE / "judge"))
     rows = [json.loads(line) for line in (EXAMPLES / "metadata.jsonl").read_text().splitlines()][::3]
-    seen = judge.pictures([pixels_of(EXAMPLES / row["file_name"]).astype(np.uint8) for row in rows])
+    seen = judge.embed_images([pixels_of(EXAMPLES / row["file_name"]).astype(np.uint8) for row in rows])
     taken_for = []
     for row, vector in zip(rows, seen, strict=True):
         texts = {thing: NOUN.sub(scenes.article(thing), row["text"]) for thing in icons.THINGS}
         assert row["text"] not in texts.values()
-        scores = judge.texts([row["text"], *texts.values()]) @ vector
+        scores = judge.embed_texts([row["text"], *texts.values()]) @ vector
         taken_for.append(["television", *texts][int(scores.argmax())])
     right = taken_for.count("television") / len(rows)
     assert right > 0.9, f"{right:.0%} are named; most are taken for: {Counter(taken_for).most_common(4)}"
@@ -125,14 +125,14 @@ def test_the_sheet_of_icons_is_the_vocabulary() -> None:
 
 def test_no_icon_that_the_generator_saw_is_a_television_to_the_judge_and_none_is_near_one() -> None:
     """By picture: the judge takes none of them for a television, and each shipped drawing is nearer to another drawing."""
-    judge = bases.judge(BASE, Evaluation())
-    texts = judge.texts([scenes.article(t) for t in (*icons.THINGS, "television", "flat-screen television")])
+    judge = ClipJudge(str(BASE / "judge"))
+    texts = judge.embed_texts([scenes.article(t) for t in (*icons.THINGS, "television", "flat-screen television")])
     shown = cells()
-    vectors = judge.pictures([picture for _, picture in shown])
+    vectors = judge.embed_images([picture for _, picture in shown])
     taken = [name for (name, _), row in zip(shown, vectors @ texts.T, strict=True) if int(row.argmax()) >= len(icons.THINGS)]
     assert len(taken) <= len(shown) // 100, Counter(taken)
     rows = [json.loads(line) for line in (EXAMPLES / "metadata.jsonl").read_text().splitlines()]
-    screens = judge.pictures([pixels_of(EXAMPLES / row["file_name"]).astype(np.uint8) for row in rows])
+    screens = judge.embed_images([pixels_of(EXAMPLES / row["file_name"]).astype(np.uint8) for row in rows])
     others = torch.tensor([[a["group"] != b["group"] for b in rows] for a in rows])
     to_drawings = (screens @ screens.T).masked_fill(~others, -1).amax(1)
     to_icons = (screens @ vectors.T).amax(1)

@@ -10,10 +10,9 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import load_file
-from tiny import PROMPTS, SIDE, TOKENS, WIDTH
+from tiny import SIDE, TOKENS, WIDTH
 
 from dovetail.edges import adapters, models, tensors
-from dovetail.edges.judge import Judge
 from dovetail.edges.models import Models
 from dovetail.errors import ModelError, StoreError
 
@@ -185,23 +184,6 @@ def test_fused_adapters_say_the_same_as_adapters_left_on(tiny_base: Path, method
         adapters.fuse(unet)
         torch.testing.assert_close(unet(sample, 5, states).sample, left_on, atol=2e-4, rtol=1e-3)
     assert not any("lora" in name for name in unet.state_dict())
-
-
-def test_the_judge_gives_unit_vectors_that_do_not_depend_on_company(tiny_base: Path) -> None:
-    judge = Judge(str(tiny_base / "judge"))
-    rng = np.random.default_rng(0)
-    pictures = [rng.integers(0, 255, (s, s, 3), np.uint8) for s in (32, 48, 20)]
-    seen, said = judge.pictures(pictures), judge.texts([*PROMPTS["other"], "x " * 300])
-    assert seen.shape == (3, 8) and said.shape == (4, 8)
-    torch.testing.assert_close(torch.cat([seen, said]).norm(dim=1), torch.ones(7))
-    torch.testing.assert_close(judge.pictures(pictures[1:2])[0], seen[1])
-    torch.testing.assert_close(judge.texts(PROMPTS["other"][1:2])[0], said[1])
-    assert (seen[0] - seen[1]).abs().max() > 1e-3 and (said[0] - said[1]).abs().max() > 1e-3
-
-
-def test_a_judge_that_is_not_there_is_said(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="cannot load the judge"):
-        Judge(str(tmp_path / "none"))
 
 
 def test_the_scheduler_is_a_fresh_one_of_the_class_that_the_folder_names(copy: Path) -> None:

@@ -6,16 +6,40 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 import torch
+from safetensors.torch import save_file
 
 from dovetail.errors import ModelError
-from dovetail.evaluation.embedded_judge import BASE_JUDGE, EmbeddedJudge
+from dovetail.evaluation import opening
+from dovetail.evaluation.embedded_judge import FORMAT, EmbeddedJudge
+from dovetail.evaluation.towers import Shape, Towers
 from recipes.embedded_base import scenes, televisions
 
 
 @pytest.fixture(scope="module")
-def judge() -> EmbeddedJudge:
-    return EmbeddedJudge()
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as `recipes/embedded_judge/pack.py` writes it, with small towers that learned nothing."""
+    folder = tmp_path_factory.mktemp("packed") / "judge"
+    words = tiny.tokenizer()
+    words.save_pretrained(folder)
+    shape = Shape(
+        hidden=32, kind=16, layout=32, vocabulary=len(words), tokens=40, text_width=16, text_layers=1, heads=2, joint=16
+    )
+    torch.manual_seed(3)
+    towers = Towers(shape).eval()
+    save_file(
+        {k: v.half() if v.is_floating_point() else v for k, v in towers.state_dict().items()}, folder / "model.safetensors"
+    )
+    told = {"format": FORMAT, "name": "a judge", "side": 64, "shape": shape.as_json()}
+    (folder / "config.json").write_text(json.dumps(told))
+    (folder / "words.json").write_text(json.dumps({"words": ["headphones", "cat", "television", "guitar"]}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def judge(packed: Path) -> EmbeddedJudge:
+    return EmbeddedJudge(packed)
 
 
 def painted(number: int, side: int = 64) -> np.ndarray:
@@ -24,13 +48,6 @@ def painted(number: int, side: int = 64) -> np.ndarray:
     rng = np.random.default_rng(number)
     scene = scenes.draw_scene(rng, [("television", "own")], shares=(1.0,), placed=0.0)
     return scenes.paint_scene(rng, scene, {("television", "own"): picture}, side=side)
-
-
-def test_a_television_is_known_by_name(judge: EmbeddedJudge) -> None:
-    pictures = [painted(k) for k in range(12)]
-    own = judge.score(pictures, ["an old television"] * 12)
-    for other in ("a cat", "a guitar", "a tree", "a pair of headphones"):
-        assert (own > judge.score(pictures, [other] * 12)).mean() >= 0.75, other
 
 
 def test_scores_are_cosines_times_a_hundred_in_the_callers_order(judge: EmbeddedJudge) -> None:
@@ -62,8 +79,8 @@ def test_long_and_foreign_texts_are_read(judge: EmbeddedJudge) -> None:
 
 
 def test_it_says_which_words_it_knows(judge: EmbeddedJudge) -> None:
-    assert all(judge.knows(word) for word in ("headphones", "cat", "Television", "kettle", "guitars"))
-    assert not any(judge.knows(word) for word in ("banjo", "zebra", "qwertzuiop"))  # kinds kept back, and nonsense
+    assert all(judge.knows(word) for word in ("headphones", "cat", "Television", "guitars"))
+    assert not any(judge.knows(word) for word in ("banjo", "zebra", "qwertzuiop"))
 
 
 def test_a_wrong_picture_is_refused(judge: EmbeddedJudge) -> None:
@@ -74,10 +91,10 @@ def test_a_wrong_picture_is_refused(judge: EmbeddedJudge) -> None:
 
 
 @pytest.mark.parametrize("fault", ["missing", "clip", "no weights", "half a file", "no tokenizer", "other shape"])
-def test_a_broken_folder_is_one_line(fault: str, tmp_path: Path) -> None:
+def test_a_broken_folder_is_one_line(fault: str, packed: Path, tmp_path: Path) -> None:
     folder = tmp_path / "judge"
     if fault != "missing":
-        shutil.copytree(BASE_JUDGE, folder)
+        shutil.copytree(packed, folder)
     if fault == "clip":
         (folder / "config.json").write_text('{"model_type": "clip"}')
     elif fault == "no weights":
@@ -93,3 +110,7 @@ def test_a_broken_folder_is_one_line(fault: str, tmp_path: Path) -> None:
     with pytest.raises(ModelError) as caught:
         EmbeddedJudge(folder)
     assert "\n" not in str(caught.value) and str(folder) in str(caught.value)
+
+
+def test_a_packed_folder_is_opened_as_a_judge_whatever_its_place(packed: Path) -> None:
+    assert isinstance(opening.open_judge("", str(packed)), EmbeddedJudge)

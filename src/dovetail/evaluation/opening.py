@@ -55,9 +55,12 @@ def open_question_judge(named: str, endpoint: Endpoint | None = None) -> "Judge 
 
 
 def embedded_encoder() -> "ImageEncoder":
-    """The embedded judge for its picture side, which likeness, copies and variety are measured in where a judge embeds none."""
-    encoder: ImageEncoder = _open_embedded(str(Path(__file__).parents[1] / "base" / "judge"))
-    return encoder
+    """The embedded base's judge, for its picture side: for likeness, copies and variety where the judge embeds nothing."""
+    from dovetail.evaluation.judges import ImageEncoder
+
+    judge = open_judge("", str(Path(__file__).parents[1] / "base" / "judge"))
+    assert isinstance(judge, ImageEncoder)
+    return judge
 
 
 def _open_embedded(folder: str) -> Any:
