@@ -1,5 +1,6 @@
 """A training ends when it has learned: real small trainings that overfit, and what is left of them."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,20 +30,34 @@ def _teach(base: Path, folder: Path, material: Material, **more: Any) -> learner
     return learner.teach(Models(base, CPU), material, settings, RATE, folder, Show(quiet=True), lambda step: None)
 
 
+@pytest.fixture(scope="module")
+def opposed() -> Material:
+    """Pictures that are held out under the captions of those learned, with all signs turned: learning makes them worse."""
+    learned = schooling.items("train", 5)
+    held_out = [
+        replace(
+            item, name=f"validation {n}", moments=item.moments * torch.tensor([-1.0, 1.0]).repeat_interleave(4).view(1, 8, 1, 1)
+        )
+        for n, item in enumerate(learned)
+        if item.moments is not None
+    ]
+    return Material(train=learned, rehearsal=[], validation=held_out, test=[], states=states)
+
+
 def _loss(models: Models, weights: dict[str, Tensor], material: Material) -> dict[str, list[float]]:
     models.unet.load_state_dict(models.unet.state_dict() | weights)
     return objective.held_out_losses(models.unet, objective.Objective.of(models), material.validation, material)
 
 
 def test_it_ends_early_and_keeps_the_weights_that_were_measured_as_the_best(
-    tiny_base: Path, tmp_path: Path, material: Material
+    tiny_base: Path, tmp_path: Path, opposed: Material
 ) -> None:
-    taught = _teach(tiny_base, tmp_path, material)
-    assert taught.steps < taught.planned == 24, "noise that is learned by heart says nothing of other noise"
+    taught = _teach(tiny_base, tmp_path, opposed)
+    assert taught.steps < taught.planned == 24
     rows = {row["step"]: row["losses"] for row in taught.curve if row.get("set") == "validation"}
     assert taught.steps == (trends.best_step(taught.curve) or 0) + 2 * 2 == max(rows)
     assert taught.best and taught.best[0] == trends.best_step(taught.curve)
-    again = _loss(Models(tiny_base, CPU), taught.best[1], material)
+    again = _loss(Models(tiny_base, CPU), taught.best[1], opposed)
     assert again == {name: pytest.approx(losses, abs=1e-4) for name, losses in rows[taught.best[0]].items()}
     learned = [row["step"] for row in taught.curve if row.get("set") == "train"]
     assert learned[0] == 0 and learned[-1] == taught.steps and len(learned) < len(rows)
@@ -50,10 +65,10 @@ def test_it_ends_early_and_keeps_the_weights_that_were_measured_as_the_best(
 
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_cut_off_just_before_it_ends_it_ends_at_the_same_step_with_the_same_bits(
-    tiny_base: Path, tmp_path: Path, material: Material, method: str
+    tiny_base: Path, tmp_path: Path, opposed: Material, method: str
 ) -> None:
-    whole = _teach(tiny_base, tmp_path / "whole", material, method=method)
-    assert whole.best
+    whole = _teach(tiny_base, tmp_path / "whole", opposed, method=method)
+    assert whole.best and whole.steps < whole.planned
 
     def fall_over(step: int, numbers: dict[str, float]) -> None:
         if step == whole.steps - 1:
@@ -62,17 +77,17 @@ def test_cut_off_just_before_it_ends_it_ends_at_the_same_step_with_the_same_bits
     settings = config(**KEYS | {"method": method})
     with pytest.raises(RuntimeError, match="the power went"):
         learner.teach(
-            Models(tiny_base, CPU), material, settings, RATE, tmp_path / "cut", Show(quiet=True), lambda step: None, fall_over
+            Models(tiny_base, CPU), opposed, settings, RATE, tmp_path / "cut", Show(quiet=True), lambda step: None, fall_over
         )
-    again = _teach(tiny_base, tmp_path / "cut", material, method=method)
+    again = _teach(tiny_base, tmp_path / "cut", opposed, method=method)
     assert again.steps == whole.steps and again.best and again.best[0] == whole.best[0]
     assert tensors.digest(again.best[1]) == tensors.digest(whole.best[1]) and again.curve == whole.curve
-    once_more = _teach(tiny_base, tmp_path / "cut", material, method=method)
+    once_more = _teach(tiny_base, tmp_path / "cut", opposed, method=method)
     assert once_more.steps == whole.steps and once_more.pace.steps == 0, "what has ended is not gone on with"
 
 
-def test_where_early_stop_is_off_all_steps_are_done(tiny_base: Path, tmp_path: Path, material: Material) -> None:
-    taught = _teach(tiny_base, tmp_path, material, early_stop=0)
+def test_where_early_stop_is_off_all_steps_are_done(tiny_base: Path, tmp_path: Path, opposed: Material) -> None:
+    taught = _teach(tiny_base, tmp_path, opposed, early_stop=0)
     assert taught.steps == 24 and taught.best and 0 < taught.best[0] < 24
 
 
