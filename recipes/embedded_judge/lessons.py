@@ -224,7 +224,8 @@ def batch_of(step: int, size: int, art: Art, extra: int = 144, seed: int = 41, s
                     chosen = {art.draw_name(rng) for _ in range(12)}
                     drawn = {(n, n): art.draw(rng, n) for n in sorted(chosen)}
                     pairs, styles = [(n, "") for n, _ in drawn], {}
-                scene = scenes.draw_any(rng, pairs, (0.25, 0.6, 0.15))
+                distinct = len({name for name, _ in pairs})  # a scene of more things than there are would never be found
+                scene = scenes.draw_any(rng, pairs, (0.25, 0.6, 0.15)[:distinct])
                 own = int(rng.integers(2**32))
                 caption = scenes.describe(np.random.default_rng(own), scene, styles)
                 false = scenes.false_caption(rng, scene, pairs, styles, own)

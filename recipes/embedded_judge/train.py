@@ -56,6 +56,8 @@ class Learner(nn.Module):
         """Cross-entropy of the names and words of single drawings, from their place in the space of kinds."""
         logs = log_softmax(self.head(kinds).float(), 1)
         rows = torch.tensor([r for r, c in enumerate(chosen) for _ in self.targets[c][0]])
+        if not len(rows):  # nothing of the batch was drawn by enough hands to be a class
+            return 0 * logs.mean()
         columns, weights = (torch.cat([self.targets[c][k] for c in chosen]) for k in (0, 1))
         named = -(logs[rows, columns.long()] * weights).sum() / len(chosen)
         return (1 - SMOOTHED) * named - SMOOTHED * logs.mean()
