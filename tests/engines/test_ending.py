@@ -1,6 +1,6 @@
 """A training ends when it has learned: real small trainings that overfit, and what is left of them."""
 
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,7 @@ import pytest
 import schooling
 import torch
 from schooling import CPU, config, states
-from torch import Tensor
+from tiny import TOKENS, WIDTH
 
 from dovetail import training_plan
 from dovetail.core import trends
@@ -16,11 +16,11 @@ from dovetail.edges import adapters, tensors
 from dovetail.edges.console import Show
 from dovetail.edges.models import Models
 from dovetail.engines import learner, objective
-from dovetail.engines.material import Material
+from dovetail.engines.material import Item, Material
 
 RATE = 1e-2
 KEYS: dict[str, Any] = {
-    "steps": 24, "held_out_every": 2, "checkpoint_every": 5, "sample_every": 100, "early_stop": 2, "lr_scheduler": "constant",
+    "steps": 24, "held_out_every": 2, "checkpoint_every": 3, "sample_every": 100, "early_stop": 2, "lr_scheduler": "constant",
     "warmup_steps": 0, "rehearsal_share": 0.0, "caption_dropout": 0.0, "ema_decay": 0.5,
 }  # fmt: skip
 
@@ -30,44 +30,49 @@ def _teach(base: Path, folder: Path, material: Material, **more: Any) -> learner
     return learner.teach(Models(base, CPU), material, settings, RATE, folder, Show(quiet=True), lambda step: None)
 
 
-@pytest.fixture(scope="module")
-def opposed() -> Material:
-    """Pictures that are held out under the captions of those learned, with all signs turned: learning makes them worse."""
-    learned = schooling.items("train", 5)
-    held_out = [
-        replace(
-            item, name=f"validation {n}", moments=item.moments * torch.tensor([-1.0, 1.0]).repeat_interleave(4).view(1, 8, 1, 1)
-        )
-        for n, item in enumerate(learned)
-        if item.moments is not None
-    ]
-    return Material(train=learned, rehearsal=[], validation=held_out, test=[], states=states)
+Measure = Callable[..., dict[str, list[float]]]
 
 
-def _loss(models: Models, weights: dict[str, Tensor], material: Material) -> dict[str, list[float]]:
-    models.unet.load_state_dict(models.unet.state_dict() | weights)
-    return objective.held_out_losses(models.unet, objective.Objective.of(models), material.validation, material)
+@pytest.fixture
+def drift(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> Measure:
+    """Held-out losses that grow with what training has changed: no step is better than the first one."""
+    seen = (
+        torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1)),
+        torch.tensor([5, 900]),
+        torch.zeros(2, TOKENS, WIDTH),
+    )
+    with torch.no_grad():
+        before = Models(tiny_base, CPU).unet(*seen).sample
+
+    @torch.no_grad()
+    def losses(unet: Any, goal: Any, items: list[Item], material: Any) -> dict[str, list[float]]:
+        moved = float((unet(*seen).sample - before).square().mean())
+        return {item.name: [1 + moved + 0.001 * n] * objective.BANDS for n, item in enumerate(items)}
+
+    monkeypatch.setattr(learner, "held_out_losses", losses)
+    return losses
 
 
 def test_it_ends_early_and_keeps_the_weights_that_were_measured_as_the_best(
-    tiny_base: Path, tmp_path: Path, opposed: Material
+    tiny_base: Path, tmp_path: Path, material: Material, drift: Measure
 ) -> None:
-    taught = _teach(tiny_base, tmp_path, opposed)
-    assert taught.steps < taught.planned == 24
+    taught = _teach(tiny_base, tmp_path, material)
     rows = {row["step"]: row["losses"] for row in taught.curve if row.get("set") == "validation"}
-    assert taught.steps == (trends.best_step(taught.curve) or 0) + 2 * 2 == max(rows)
-    assert taught.best and taught.best[0] == trends.best_step(taught.curve)
-    again = _loss(Models(tiny_base, CPU), taught.best[1], opposed)
-    assert again == {name: pytest.approx(losses, abs=1e-4) for name, losses in rows[taught.best[0]].items()}
+    assert taught.best and taught.best[0] == trends.best_step(taught.curve) == 2
+    assert taught.steps == 2 + 2 * 2 == max(rows) < taught.planned == 24
+    models = Models(tiny_base, CPU)
+    models.unet.load_state_dict(models.unet.state_dict() | taught.best[1])
+    again = drift(models.unet, None, material.validation, None)
+    assert again == {name: pytest.approx(losses, abs=1e-5) for name, losses in rows[2].items()}
     learned = [row["step"] for row in taught.curve if row.get("set") == "train"]
     assert learned[0] == 0 and learned[-1] == taught.steps and len(learned) < len(rows)
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_cut_off_just_before_it_ends_it_ends_at_the_same_step_with_the_same_bits(
-    tiny_base: Path, tmp_path: Path, opposed: Material, method: str
+    tiny_base: Path, tmp_path: Path, material: Material, drift: Measure, method: str
 ) -> None:
-    whole = _teach(tiny_base, tmp_path / "whole", opposed, method=method)
+    whole = _teach(tiny_base, tmp_path / "whole", material, method=method)
     assert whole.best and whole.steps < whole.planned
 
     def fall_over(step: int, numbers: dict[str, float]) -> None:
@@ -77,17 +82,19 @@ def test_cut_off_just_before_it_ends_it_ends_at_the_same_step_with_the_same_bits
     settings = config(**KEYS | {"method": method})
     with pytest.raises(RuntimeError, match="the power went"):
         learner.teach(
-            Models(tiny_base, CPU), opposed, settings, RATE, tmp_path / "cut", Show(quiet=True), lambda step: None, fall_over
+            Models(tiny_base, CPU), material, settings, RATE, tmp_path / "cut", Show(quiet=True), lambda step: None, fall_over
         )
-    again = _teach(tiny_base, tmp_path / "cut", opposed, method=method)
+    again = _teach(tiny_base, tmp_path / "cut", material, method=method)
     assert again.steps == whole.steps and again.best and again.best[0] == whole.best[0]
     assert tensors.digest(again.best[1]) == tensors.digest(whole.best[1]) and again.curve == whole.curve
-    once_more = _teach(tiny_base, tmp_path / "cut", opposed, method=method)
+    once_more = _teach(tiny_base, tmp_path / "cut", material, method=method)
     assert once_more.steps == whole.steps and once_more.pace.steps == 0, "what has ended is not gone on with"
 
 
-def test_where_early_stop_is_off_all_steps_are_done(tiny_base: Path, tmp_path: Path, opposed: Material) -> None:
-    taught = _teach(tiny_base, tmp_path, opposed, early_stop=0)
+def test_where_early_stop_is_off_all_steps_are_done(
+    tiny_base: Path, tmp_path: Path, material: Material, drift: Measure
+) -> None:
+    taught = _teach(tiny_base, tmp_path, material, early_stop=0)
     assert taught.steps == 24 and taught.best and 0 < taught.best[0] < 24
 
 
