@@ -37,7 +37,8 @@ def kernel_distances(base: Vectors, tuned: Vectors, real: Vectors) -> Distances:
     distances = [
         _off_diagonal(_mean_kernel(s, s, gamma) - c - c.T + among_real) for s, c in zip((base, tuned), crossed, strict=True)
     ]
-    return Distances(*distances, *(c.mean(1) for c in crossed))
+    similar = [np.asarray(c.mean(1)) for c in crossed]
+    return Distances(distances[0], distances[1], similar[0], similar[1])
 
 
 def pseudo_values(table: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -87,7 +87,8 @@ class Layer(nn.Module):
         far = (q @ k.transpose(-1, -2) * (width // self.heads) ** -0.5).masked_fill(~mask, -1e4).softmax(-1)
         seen = (far.to(v.dtype) @ v).transpose(1, 2).reshape(n, length, width)
         x = x + self.out(seen)
-        return x + self.down(gelu(self.up(self.second_norm(x))))
+        found: Tensor = x + self.down(gelu(self.up(self.second_norm(x))))
+        return found
 
 
 class TextTower(nn.Module):
