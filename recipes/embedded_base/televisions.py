@@ -37,7 +37,7 @@ BODIES = (  # painted bodies, one after the other: the colors of real television
 SCREENS = {"blue": 6, "teal": 4, "black": 4, "gray": 3, "white": 3, "green": 1, "purple": 1, "yellow": 1, "orange": 1}
 LINES = {"black": 10, "brown": 2, "gray": 2, "white": 2, "blue": 1}
 # How often a caption names what is there.
-FACTS = {"antennas": 0.9, "knobs": 0.3, "legs": 0.3, "body": 0.9, "screen": 0.85, "kind": 0.7, "below": 0.4}
+FACTS = {"antennas": 0.9, "knobs": 0.25, "legs": 0.25, "body": 0.9, "screen": 0.85, "kind": 0.7, "below": 0.25}
 ATTRIBUTE = re.compile(rb'[\w:.-]+="[^"]*"')
 SIZES = (0.8, 0.94)  # longer side of a television, share of the picture's side
 APART = 110.0  # distance of two colors (RGB, levels) that lie side by side
@@ -241,7 +241,7 @@ def invented(number: int, side: int = 160) -> tuple[str, np.ndarray]:
 
 
 def noun_of(rng: np.random.Generator, drawing: Drawing) -> str:
-    """What is seen: the kind, the colors of body and screen, and one part; most captions leave something out."""
+    """What is seen: the kind, the colors of body and screen, and parts; most captions leave something out."""
 
     def told(fact: str) -> bool:
         return bool(rng.random() < FACTS[fact])
@@ -249,10 +249,10 @@ def noun_of(rng: np.random.Generator, drawing: Drawing) -> str:
     kind = {"old": "old ", "flat": "flat-screen "}.get(drawing.kind, "") if told("kind") else ""
     color = f"{drawing.body} " if drawing.body and told("body") else ""
     words = f"{color}{kind}" if drawing.kind == "flat" else f"{kind}{color}"
-    facts = [part for part in ("antennas", "knobs", "legs") if part in drawing.parts and told(part)][:1]
-    if drawing.screen and told("screen"):
+    facts = [part for part in ("antennas", "knobs", "legs") if part in drawing.parts and told(part)][:2]
+    below = [part for part in ("stand", "cabinet") if part in drawing.parts and told("below")]
+    if drawing.screen and len(facts) < 2 and not below and told("screen"):
         facts.append(scenes.article(f"{drawing.screen} screen"))
-    below = [part for part in ("stand", "cabinet") if part in drawing.parts and not facts and told("below")]
     return f"{words}{PLAIN}" + (f" with {' and '.join(facts)}" if facts else "") + "".join(f" on a {part}" for part in below)
 
 
