@@ -10,7 +10,7 @@ import torch
 from schooling import CPU, config, states
 from tiny import TOKENS, WIDTH
 
-from dovetail import training_plan
+from dovetail import training_plan as plans
 from dovetail.core import trends
 from dovetail.edges import adapters, tensors
 from dovetail.edges.console import Show
@@ -35,7 +35,7 @@ Measure = Callable[..., dict[str, list[float]]]
 
 @pytest.fixture
 def drift(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> Measure:
-    """Held-out losses that grow with what training has changed: no step is better than the first one."""
+    """Held-out losses that grow with what training has changed: none is below the base's."""
     seen = (
         torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1)),
         torch.tensor([5, 900]),
@@ -58,13 +58,12 @@ def test_it_ends_early_and_keeps_the_weights_that_were_measured_as_the_best(
 ) -> None:
     taught = _teach(tiny_base, tmp_path, material)
     rows = {row["step"]: row["losses"] for row in taught.curve if row.get("set") == "validation"}
-    best = trends.best_step(taught.curve)
-    assert best and taught.best and taught.best[0] == best
-    assert taught.steps == best + 2 * 2 == max(rows) < taught.planned == 24
+    assert taught.best and taught.best[0] == trends.best_step(taught.curve)
+    assert taught.steps == taught.best[0] + 2 * 2 == max(rows) < taught.planned == 24
     models = Models(tiny_base, CPU)
     models.unet.load_state_dict(models.unet.state_dict() | taught.best[1])
     again = drift(models.unet, None, material.validation, None)
-    assert again == {name: pytest.approx(losses, abs=1e-5) for name, losses in rows[best].items()}
+    assert again == {name: pytest.approx(losses, abs=1e-5) for name, losses in rows[taught.best[0]].items()}
     learned = [row["step"] for row in taught.curve if row.get("set") == "train"]
     assert learned[0] == 0 and learned[-1] == taught.steps and len(learned) < len(rows)
 
@@ -102,14 +101,14 @@ def test_where_early_stop_is_off_all_steps_are_done(
 def test_without_validation_pictures_the_plan_is_followed(tiny_base: Path, tmp_path: Path, material: Material) -> None:
     alone = Material(train=material.train, rehearsal=[], validation=[], test=[], states=states)
     taught = _teach(tiny_base, tmp_path, alone, steps=None, held_out_every=None, batch_size=192)
-    assert taught.steps == taught.planned == training_plan.steps(5, 192) and taught.best is None
+    assert taught.steps == taught.planned == plans.steps(5, 192) and taught.best is None
 
 
 def test_one_picture_is_enough_and_is_counted_once(tiny_base: Path, tmp_path: Path) -> None:
     one = schooling.items("train", 1)
     twice = Material(train=[*one, *one], rehearsal=[], validation=[], test=[], states=states)
     taught = _teach(tiny_base, tmp_path, twice, steps=None, batch_size=192)
-    assert taught.steps == training_plan.steps(1, 192) and all(torch.isfinite(w).all() for w in taught.weights.values())
+    assert taught.steps == plans.steps(1, 192) and all(torch.isfinite(w).all() for w in taught.weights.values())
 
 
 def test_the_few_step_version_is_found_where_there_is_one(tiny_base: Path, tmp_path: Path) -> None:
