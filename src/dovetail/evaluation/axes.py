@@ -5,7 +5,6 @@ Each function returns an `AxisResult` with an interval and a sentence. Nothing h
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -263,11 +262,6 @@ def broken_axis(tuned: Sequence[str], base: Sequence[str], real: Sequence[str]) 
         name="broken", role="guard", outcome="lost" if lost else "even", required=True, unit="share of samples", base=control,
         tuned=rate.mean, interval=rate, sentence=f"{said}.",
     )  # fmt: skip
-
-
-def as_information(axis: AxisResult) -> AxisResult:
-    """The same, deciding nothing."""
-    return replace(axis, role="information", required=False)
 
 
 def target_outcome(interval: Interval, p_value: float) -> Outcome:
