@@ -19,7 +19,7 @@ from dovetail import bases
 from dovetail.edges import adapters, pixels
 from dovetail.edges import models as model_edge
 from dovetail.engines import painter
-from dovetail.evaluation.clip_judge import ClipJudge
+from dovetail.evaluation.embedded_judge import EmbeddedJudge
 from recipes.embedded_base import icons, prompts, scenes, train_vae
 
 STEPS, FEW, SEED, AMONG = 30, 4, 9_000, 64
@@ -32,12 +32,12 @@ def paint_real(asks: list[prompts.Ask], art: dict) -> list[np.ndarray]:
     return [scenes.paint_scene(np.random.default_rng([47, i]), ask.scene, art) for i, ask in enumerate(asks)]
 
 
-def first(judge: ClipJudge, pictures: list[np.ndarray], own: list[str], rivals: list[list[str]]) -> np.ndarray:
+def first(judge: EmbeddedJudge, pictures: list[np.ndarray], own: list[str], rivals: list[list[str]]) -> np.ndarray:
     """Whether each picture's own caption scores above all its rivals, bool (pictures,)."""
     texts = sorted({*own, *(r for row in rivals for r in row)})
     vectors = torch.cat([judge.embed_texts(texts[i : i + 512]) for i in range(0, len(texts), 512)])
     number = {text: i for i, text in enumerate(texts)}
-    seen = judge.embed_images(pictures)
+    seen = judge.joint_images(pictures)
     wins = []
     for picture, caption, others in zip(seen, own, rivals, strict=True):
         scores = vectors[[number[t] for t in (caption, *others)]] @ picture
@@ -80,7 +80,7 @@ def ground(picture: np.ndarray) -> str:
     return min(scenes.COLOURS, key=lambda c: float(np.abs(np.array(scenes.COLOURS[c]) - edge).sum()))
 
 
-def quality(judge: ClipJudge, asks: list[prompts.Ask], pictures: list[np.ndarray]) -> dict[str, float]:
+def quality(judge: EmbeddedJudge, asks: list[prompts.Ask], pictures: list[np.ndarray]) -> dict[str, float]:
     """The rows of the table, shares of 1."""
     named = {}
     for k in range(3):
@@ -123,7 +123,7 @@ def psnr(vae: AutoencoderKL, art: dict, count: int = 512) -> dict[str, float]:
     return {"mean of the pictures": float(own.mean()), "of their mean error": pooled}
 
 
-def judge_accuracy(judge: ClipJudge, art: dict, rounds: int = 16) -> float:
+def judge_accuracy(judge: EmbeddedJudge, art: dict, rounds: int = 16) -> float:
     """How often a held-out picture's own caption comes first among 64."""
     rng = np.random.default_rng(59)
     hits = []
@@ -131,13 +131,13 @@ def judge_accuracy(judge: ClipJudge, art: dict, rounds: int = 16) -> float:
         drawn = [scenes.draw_any(rng, prompts.PAIRS) for _ in range(AMONG)]
         pictures = [scenes.paint_scene(rng, scene, art) for scene in drawn]
         texts = [prompts.said(scene, int(rng.integers(2**32))) for scene in drawn]
-        logits = judge.embed_images(pictures) @ judge.embed_texts(texts).T
+        logits = judge.joint_images(pictures) @ judge.embed_texts(texts).T
         same = torch.tensor([[a == b for b in texts] for a in texts])  # a caption that two scenes share is right for both
         hits += same[torch.arange(AMONG), logits.argmax(1)].float().tolist()
     return float(np.mean(hits))
 
 
-def copies(judge: ClipJudge, art: dict, asks: list[prompts.Ask], pictures: list[np.ndarray], out: Path) -> dict[str, float]:
+def copies(judge: EmbeddedJudge, art: dict, asks: list[prompts.Ask], pictures: list[np.ndarray], out: Path) -> dict[str, float]:
     """Share of samples nearer to a training picture than 99 % of held-out pictures are; the nearest pairs as a picture."""
     pairs = list(art)
     vectors, kept = [], []
@@ -169,7 +169,7 @@ def main() -> None:
     icons.fetch(args.downloads)
     args.out.mkdir(parents=True, exist_ok=True)
     art = icons.load_icons(args.downloads, icons.of_the_generator())
-    models, judge = bases.load(args.base), ClipJudge(str(args.judge or args.base / "judge"))
+    models, judge = bases.load(args.base), EmbeddedJudge(args.judge or args.base / "judge")
     every = prompts.scored()
     asks = every[:: max(1, len(every) // args.prompts)]
     if args.few:

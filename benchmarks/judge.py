@@ -11,7 +11,7 @@ the captions with one word changed).
 import argparse
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,12 @@ KNOWN_HANDS = 2  # hands that taught the judge a name: what only one drew does n
 BARS = {"sets never seen": 0.75, "the base's own things": 0.90, "kinds never seen": 0.60}
 
 
-def shares(counts: list[tuple[int, int]]) -> dict[str, Any]:
+def shares(counts: Sequence[tuple[float, int]]) -> dict[str, Any]:
     """Share of right answers over all draws, and the lowest and highest draw."""
     rates = [right / asked for right, asked in counts]
     right, asked = (sum(c) for c in zip(*counts, strict=True))
     return {
-        "right": right,
+        "right": round(right, 1),
         "asked": asked,
         "share": round(right / asked, 4),
         "spread": [round(min(rates), 4), round(max(rates), 4)],
@@ -86,10 +86,12 @@ def main() -> None:
         by_hands[f"{low} to {high}"] = shares([trial.captions(r, score, trial.by_name, some) for r in draws[:2]])
     found["sets never seen, by hands that taught the name"] = by_hands
     kind_draws = [[53, k] for k in range(args.kind_draws)]
-    layers = ["joint", "kind", "both"] if args.layers else [LIKENESS]
+    layers = ["joint", "kind"] if args.layers else [LIKENESS]
     for layer in layers:
         label = "kinds never seen" + ("" if layer == LIKENESS else f" (by {layer})")
         found[label] = shares([trial.nearest(np.random.default_rng(k), embed(layer)) for k in kind_draws])
+        one = [trial.nearest(np.random.default_rng(k), embed(layer), 1) for k in kind_draws]
+        found[f"{label}, among one picture of each"] = shares(one)
     for what in ("thing", "color", "background"):
         label = f"one word changed: {what} (chance a half)"
         found[label] = shares([trial.one_word(r, score, names, what) for r in draws[:2]])

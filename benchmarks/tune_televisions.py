@@ -21,7 +21,7 @@ from dovetail.edges import pixels
 from dovetail.edges.console import Show
 from dovetail.edges.folders import Run
 from dovetail.engines import painter
-from dovetail.evaluation.clip_judge import ClipJudge
+from dovetail.evaluation.embedded_judge import EmbeddedJudge
 from dovetail.pipeline import run
 from recipes.embedded_base import icons, scenes
 
@@ -43,9 +43,9 @@ def unseen(captions: set[str]) -> list[tuple[str, str]]:
     return [(noun, prompt) for prompt, noun in found.items()]
 
 
-def named(judge: ClipJudge, pictures: list[np.ndarray], asked: list[tuple[str, str]]) -> float:
+def named(judge: EmbeddedJudge, pictures: list[np.ndarray], asked: list[tuple[str, str]]) -> float:
     """Share of pictures whose own noun scores above every other thing in the same words; any television noun is right."""
-    seen, right = judge.embed_images(pictures), []
+    seen, right = judge.joint_images(pictures), []
     for picture, (noun, prompt) in zip(seen, asked, strict=True):
         own = [noun, *(n for n in NOUNS if noun in NOUNS and n != noun)]
         rivals = [t for t in (*icons.THINGS, *NOUNS) if t not in own]
@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="optimizer steps; else Dovetail's default")
     parser.add_argument("--methods", nargs="+", default=["full", "lora"])
     args = parser.parse_args()
-    hints, judge = bases.hints(bases.EMBEDDED), ClipJudge(str(bases.EMBEDDED / "judge"))
+    hints, judge = bases.hints(bases.EMBEDDED), EmbeddedJudge()
     rows = [json.loads(line) for line in (ROOT / "examples" / "televisions" / "metadata.jsonl").read_text().splitlines()]
     screens = unseen({row["text"] for row in rows})
     others = [(next(t for t in sorted(icons.THINGS, key=len, reverse=True) if t in p), p) for p in hints.other]

@@ -50,7 +50,7 @@ def target(name: str, differences: Sequence[float], prompts: Sequence[str]) -> A
     """A target axis of these differences, judged as the product does."""
     interval = intervals.paired_interval(differences, prompts)
     p_value = intervals.superiority_p_value(differences, prompts) if interval.low > 0 else 1.0  # no axis is won without both
-    outcome = axes._target_outcome(interval, p_value)
+    outcome = axes.target_outcome(interval, p_value)
     return AxisResult(name=name, role="target", outcome=outcome, unit="points", interval=interval, sentence="")
 
 

@@ -16,8 +16,9 @@ from tiny import pixels_of
 from dovetail import bases
 from dovetail.edges import adapters
 from dovetail.engines import painter
-from dovetail.evaluation.clip_judge import ClipJudge
+from dovetail.evaluation.embedded_judge import EmbeddedJudge
 from recipes.embedded_base import icons, prompts, scenes, televisions
+from recipes.embedded_judge import selection
 
 BASE = bases.EMBEDDED
 FILES = sorted(p for p in BASE.rglob("*") if p.is_file())
@@ -30,7 +31,7 @@ NOUN = re.compile(
 def test_it_is_whole_and_small_enough_to_ship() -> None:
     assert bases.find("embedded") == BASE
     assert {p.parent.name for p in FILES if p.suffix == ".safetensors"} == {"unet", "vae", "text_encoder", "judge", "few_step"}
-    assert sum(p.stat().st_size for p in FILES) < 48 * 1024 * 1024
+    assert sum(p.stat().st_size for p in FILES) < 64 * 1024 * 1024
 
 
 def test_weights_are_safetensors_only_in_half_precision_and_every_number_is_finite() -> None:
@@ -86,21 +87,23 @@ def test_the_card_lists_the_48_prompts_of_its_picture_and_the_scores() -> None:
 
 
 def test_the_judge_takes_a_television_for_one_and_not_for_another_thing() -> None:
-    """On the shipped pictures the own caption comes before the same words with another thing in the television's place.
+    """On the shipped pictures a television comes before all other things; in a whole caption, before most of them.
 
-    Chance is 1 %. The shipped pictures are by fifty hands; a judge that learned from a few of them knows half.
+    Chance is 1 % and 50 %. The shipped pictures are by fifty hands, none of which drew for the judge.
     """
-    judge = ClipJudge(str(BASE / "judge"))
+    judge = EmbeddedJudge(BASE / "judge")
     rows = [json.loads(line) for line in (EXAMPLES / "metadata.jsonl").read_text().splitlines()][::3]
-    seen = judge.embed_images([pixels_of(EXAMPLES / row["file_name"]).astype(np.uint8) for row in rows])
-    taken_for = []
+    seen = judge.joint_images([pixels_of(EXAMPLES / row["file_name"]).astype(np.uint8) for row in rows])
+    nouns = ["television", "old television with antennas", "flat-screen television"]
+    names = judge.embed_texts([*map(scenes.article, (*nouns, *icons.THINGS))])
+    taken_for = Counter([*nouns, *icons.THINGS][k] for k in (seen @ names.T).argmax(1).tolist())
+    assert sum(taken_for[noun] for noun in nouns) > 0.75 * len(rows), taken_for.most_common(4)
+    below = []
     for row, vector in zip(rows, seen, strict=True):
-        texts = {thing: NOUN.sub(scenes.article(thing), row["text"]) for thing in icons.THINGS}
-        assert row["text"] not in texts.values()
-        scores = judge.embed_texts([row["text"], *texts.values()]) @ vector
-        taken_for.append(["television", *texts][int(scores.argmax())])
-    right = taken_for.count("television") / len(rows)
-    assert right > 0.4, f"{right:.0%} are named; most are taken for: {Counter(taken_for).most_common(4)}"
+        told = judge.embed_texts([row["text"], *[NOUN.sub(scenes.article(thing), row["text"]) for thing in icons.THINGS]])
+        scores = told @ vector
+        below.append(float((scores[1:] < scores[0]).float().mean()))
+    assert np.mean(below) > 0.85, np.mean(below)
 
 
 def test_no_thing_of_the_generator_is_a_television_or_another_screen() -> None:
@@ -128,11 +131,11 @@ def test_the_sheet_of_icons_is_the_vocabulary() -> None:
 
 def test_no_icon_that_the_generator_saw_is_a_television_to_the_judge_and_none_is_near_one() -> None:
     """By picture: the judge takes none of them for a television, and each shipped drawing is nearer to another drawing."""
-    judge = ClipJudge(str(BASE / "judge"))
+    judge = EmbeddedJudge(BASE / "judge")
     texts = judge.embed_texts([scenes.article(t) for t in (*icons.THINGS, "television", "flat-screen television")])
     shown = cells()
-    vectors = judge.embed_images([picture for _, picture in shown])
-    taken = [name for (name, _), row in zip(shown, vectors @ texts.T, strict=True) if int(row.argmax()) >= len(icons.THINGS)]
+    joint, vectors = (find([picture for _, picture in shown]) for find in (judge.joint_images, judge.embed_images))
+    taken = [name for (name, _), row in zip(shown, joint @ texts.T, strict=True) if int(row.argmax()) >= len(icons.THINGS)]
     assert len(taken) <= len(shown) // 100, Counter(taken)
     rows = [json.loads(line) for line in (EXAMPLES / "metadata.jsonl").read_text().splitlines()]
     screens = judge.embed_images([pixels_of(EXAMPLES / row["file_name"]).astype(np.uint8) for row in rows])
@@ -150,18 +153,15 @@ def test_the_prompts_that_ship_are_of_things_it_learnt_and_the_two_lists_have_no
 
 
 def test_drawings_to_tune_on_and_drawings_of_the_judge_come_from_different_sources() -> None:
-    sources = {
-        role: [row.get("icon") or row["clip"] for row in televisions.TABLE[name].values()]
-        for role, name in televisions.ROLES.items()
-    }
-    assert len(sources["tuning"]) >= 80 and len(sources["judge"]) >= 4 and not set(sources["tuning"]) & set(sources["judge"])
-    assert all(len(set(found)) == len(found) for found in sources.values()), "no drawing stands in the table twice"
+    tuning = [row.get("icon") or row["clip"] for row in televisions.TABLE["drawings"].values()]
+    assert len(set(tuning)) == len(tuning) >= 80, "no drawing stands in the table twice"
+    judged = set(selection.LISTS["televisions"]["sets"])
+    assert judged and not judged & {source.split(":")[0] for source in tuning}
 
 
 def test_the_set_that_the_judge_alone_sees_is_not_the_generators() -> None:
-    used = {about["used_by"] for about in icons.SETS.values()}
-    judged = [row["icon"].split(":")[0] for row in televisions.TABLE["judge"].values() if "icon" in row]
-    assert used == {"generator", "judge"} and all(icons.SETS[name]["used_by"] == "judge" for name in judged)
+    assert {about["used_by"] for about in icons.SETS.values()} == {"generator", "judge"}
+    assert "fxemoji" not in icons.of_the_generator()
 
 
 def test_the_shipped_pictures_state_caption_group_author_and_licence_each() -> None:

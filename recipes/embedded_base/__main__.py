@@ -29,8 +29,7 @@ def main() -> None:
     stages: list[tuple[str, Path | None, list[str]]] = [
         ("tokenizer", args.build / "tokenizer", places),
         ("train_vae", args.build / "vae", ["whole", *places]),
-        ("train_towers", args.build / "text_encoder", ["generator", *places]),
-        ("train_towers", args.build / "judge", ["judge", *places]),
+        ("train_towers", args.build / "text_encoder", places),
         ("latents", None, places),
         ("train_unet", None, ["--out", str(args.build)]),
         ("distill", args.build / "few_step", ["--out", str(args.build)]),

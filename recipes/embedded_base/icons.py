@@ -33,7 +33,7 @@ def fetch(downloads: Path) -> None:
 
 
 def of_the_generator() -> list[str]:
-    """The sets that the generator learns from; the others are the judge's."""
+    """The sets that the generator learns from; the judge alone sees the others."""
     return [name for name, about in SETS.items() if about["used_by"] == "generator"]
 
 

@@ -16,7 +16,7 @@ from dovetail.engines import painter
 from . import icons, prompts, scenes, train_unet
 
 VERSION, STEPS, GUIDANCE = 2, 30, 2.5
-PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler", "judge", "few_step")
+PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler", "few_step")
 CARD = """---
 license: apache-2.0
 library_name: diffusers
@@ -29,8 +29,9 @@ tags:
 # Dovetail's embedded base, version {version}
 
 A small but complete Stable Diffusion for 64x64 pictures, trained from scratch by `recipes/embedded_base` on openly
-licensed icon art: tokenizer, CLIP text encoder, VAE, U-Net, scheduler, all diffusers and transformers classes, and a CLIP
-judge of its own. It exists so that fine-tuning can be learnt, tested and shown on a laptop without a GPU or a download.
+licensed icon art: tokenizer, CLIP text encoder, VAE, U-Net, scheduler, all diffusers and transformers classes. It exists so
+that fine-tuning can be learned, tested and shown on a laptop without a GPU or a download. `judge/` holds the judge of its
+pictures, which `recipes/embedded_judge` trains apart from it, on other icons.
 
 It knows {count} things ({things}) in three styles (shaded, soft, flat), one to three in a picture, on plain and gradient
 backgrounds. It was never shown a television, a computer screen or a laptop.
@@ -41,7 +42,6 @@ backgrounds. It was never shown a television, a computer screen or a laptop.
 |---|---|
 | VAE, held-out composites, PSNR | {psnr} |
 | text tower: right caption among 64, unseen scenes | {tower:.0%} |
-| judge: the same, on disturbed renderings | {judge:.0%} |
 | U-Net | {pictures:,} pictures in {hours:.1f} hours on two shared CPU cores |
 
 ## Scores
@@ -55,9 +55,8 @@ backgrounds. It was never shown a television, a computer screen or a laptop.
 | art | author | licence | seen by |
 |---|---|---|---|
 {art}
-| Debian openclipart-svg, television drawings | many hands | public domain | judge |
 
-The weights are under Apache-2.0; the attribution that CC-BY-4.0 asks for is in `NOTICE`.
+The weights are under Apache-2.0; the attribution that CC-BY-4.0 asks for is in `NOTICE`, the judge's in `judge/NOTICE`.
 
 ## Limits
 
@@ -127,7 +126,7 @@ def notice() -> str:
     lines += [
         f"- {about['package']} by {about['author']}, {about['licence']} ({about['used_by']})" for about in icons.SETS.values()
     ]
-    return "\n".join([*lines, "- Debian openclipart-svg, public domain (the judge's television drawings)", ""])
+    return "\n".join([*lines, "", "The judge was trained on the icon sets named in judge/NOTICE.", ""])
 
 
 def shares(build: Path) -> str:
@@ -158,15 +157,14 @@ def _psnr(build: Path) -> str:
 def card(build: Path) -> str:
     """README.md of the base, from the trainings' own logs and scores."""
     towers = rows(build / "towers.jsonl")
-    best = {r["role"]: r["top1"] for r in towers}
     hours = sum(r["seconds"] for name in ("unet", "few") for r in rows(build / f"{name}.jsonl")) / 3600
     pictures = train_unet.LEARNING.steps * train_unet.LEARNING.batch_size
     art = "\n".join(f"| {a['package']} | {a['author']} | {a['licence']} | {a['used_by']} |" for a in icons.SETS.values())
     asked = "\n".join(f"{i}. {ask.prompt}" for i, ask in enumerate(prompts.card(), 1))
     return CARD.format(
         version=VERSION, count=len(icons.THINGS), things=", ".join(icons.THINGS), psnr=_psnr(build),
-        tower=best.get("generator", float("nan")), judge=best.get("judge", float("nan")), pictures=pictures, hours=hours,
-        art=art, scores=shares(build), asked=asked,
+        tower=towers[-1]["top1"] if towers else float("nan"), pictures=pictures, hours=hours, art=art,
+        scores=shares(build), asked=asked,
     )  # fmt: skip
 
 
@@ -190,14 +188,6 @@ def main() -> None:
             shutil.copytree(own, args.base / part)
             forget_path(args.base / part)
             halve(args.base / part)
-    judge = {
-        "image_mean": [0.5] * 3,
-        "image_std": [0.5] * 3,
-        "size": {"shortest_edge": scenes.SIDE},
-        "image_processor_type": "CLIPImageProcessor",
-    }
-    if (args.base / "judge").exists():
-        (args.base / "judge" / "preprocessor_config.json").write_text(json.dumps(judge, indent=2) + "\n")
     (args.base / "README.md").write_text(card(args.build))
     (args.base / "NOTICE").write_text(notice())
     (args.base / "model_index.json").write_text(json.dumps(index(), indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""Television drawings: held out of the generator; a table of them is the shipped tuning set, others belong to the judge alone.
+"""Television drawings: held out of the generator; a table of them is the shipped tuning set.
 
     python -m recipes.embedded_base.televisions
 
@@ -29,7 +29,6 @@ OPENCLIPART = Path("/usr/share/openclipart/svg")  # Debian package openclipart-s
 PUBLIC_DOMAIN = "Public domain (Open Clip Art Library)"
 OLD, FLAT, PLAIN = "old television with antennas", "flat-screen television", "television"
 NAMES = (PLAIN, PLAIN, "TV", OLD, FLAT)  # what the judge hears a television called
-ROLES = {"tuning": "drawings", "judge": "judge"}  # tables of televisions.toml
 BODIES = (  # painted bodies, one after the other: the colors of real televisions twice
     "black", "gray", "brown", "red", "black", "white", "blue", "orange", "gray", "green", "brown", "purple", "red", "teal",
     "white", "pink", "yellow",
@@ -107,9 +106,9 @@ def clip_svg(where: str, view: str | None) -> bytes:
     return svg[:start] + b" ".join([b"<svg", box, *words]) + svg[end:]
 
 
-def drawings(role: str, downloads: Path, side: int = 256) -> list[Drawing]:
-    """The drawings of one role ("tuning" or "judge"), rendered."""
-    table = TABLE[ROLES[role]]
+def drawings(downloads: Path, side: int = 256) -> list[Drawing]:
+    """The drawings of the tuning set, rendered."""
+    table = TABLE["drawings"]
     bodies = fair([n for n, row in table.items() if "paint" in row])
     return [drawing(name, row, downloads, side, bodies.get(name, "")) for name, row in table.items()]
 
@@ -171,14 +170,6 @@ def choose(rng: np.random.Generator, body: str, row: dict) -> coloring.Paint:
         body=body, screen=screen, line=line, outlined=look == "outlined" or (look == "ringed" and rng.random() < 0.6),
         ringed=look == "ringed", shine=shine,
     )  # fmt: skip
-
-
-def recoloured(pixels: np.ndarray, hue: float) -> np.ndarray:
-    """The same drawing with its hues turned by `hue` (share of the circle)."""
-    image = Image.fromarray(pixels[..., :3]).convert("HSV")
-    turned = np.asarray(image).copy()
-    turned[..., 0] = (turned[..., 0].astype(int) + round(hue * 256)) % 256
-    return np.dstack([np.asarray(Image.fromarray(turned, "HSV").convert("RGB")), pixels[..., 3:]])
 
 
 def invented(number: int, side: int = 160) -> tuple[str, np.ndarray]:
@@ -294,7 +285,7 @@ def scene_for(rng: np.random.Generator, drawing: Drawing) -> scenes.Scene:
 def write_examples(downloads: Path, out: Path, side: int = 128) -> None:
     """The tuning set: one picture for each drawing, with caption, author and license."""
     out.mkdir(parents=True, exist_ok=True)
-    rows, found = [], drawings("tuning", downloads)
+    rows, found = [], drawings(downloads)
     for drawing in found:
         rng = seeded("scene", drawing.name)
         scene = scene_for(rng, drawing)

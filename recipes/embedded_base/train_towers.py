@@ -1,31 +1,24 @@
-"""Stage 3: a text and an image tower trained together (CLIP). The generator keeps the text tower; the judge keeps both.
-
-The two roles are two trainings: the judge sees another icon set beside the generator's, other renderings (turned, blurred,
-noisy) and television drawings of its own; the generator's text tower never sees a television.
-"""
+"""Stage 3: a text and an image tower trained together (CLIP), of which the generator keeps the text tower."""
 
 import argparse
 import json
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageFilter
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 from transformers.models.clip.modeling_clip import CLIPOutput
 
-from . import icons, scenes, televisions
+from . import icons, scenes
 from .train_vae import as_batch
 from .whole import whole
 
-INVENTED = 400  # televisions that the judge alone sees
-TELEVISION_GROUPS = 0.8  # share of the groups of different things that hold one
 GROUP = 8  # scenes told in the same words
 HEADS = 4.0  # weight of their loss
-KNOWN = [*icons.THINGS, "television"]
+KNOWN = list(icons.THINGS)
 NOTHING = len(KNOWN)
 STYLES = list(icons.SETS)
 CORNERS = [f"in the {down} {across} corner" for down in ("top", "bottom") for across in ("left", "right")]
@@ -66,23 +59,6 @@ def places_of(cells: int, width: int) -> torch.Tensor:
     line = torch.cat([turns.sin(), turns.cos()], dim=1)  # (cells, width / 2)
     rows, columns = line[:, None].expand(-1, cells, -1), line[None].expand(cells, -1, -1)
     return PLACE_SPREAD * torch.cat([rows, columns], dim=-1).reshape(cells * cells, width)
-
-
-def disturb(rng: np.random.Generator, picture: np.ndarray) -> np.ndarray:
-    """The judge's own renderings: turned a little, blurred, noisy."""
-    image = Image.fromarray(picture)
-    if rng.random() < 0.5:
-        image = image.rotate(rng.uniform(-8, 8), Image.Resampling.BILINEAR, fillcolor=tuple(picture[1, 1].tolist()))
-    if rng.random() < 0.6:
-        image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.3)))
-    noisy = np.asarray(image).astype(np.float32) + rng.normal(0, rng.uniform(0, 14), picture.shape)
-    return np.clip(noisy, 0, 255).astype(np.uint8)
-
-
-def television_words(name: str, caption: str) -> str:
-    """A television goes by one of its many names; a caption without one is left alone."""
-    parts = (scenes.article(name).join(part.split("a television")) for part in caption.split("big television"))
-    return f"big {name}".join(parts).replace("small television", f"small {name}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,52 +117,41 @@ class Heads(torch.nn.Module):
         return torch.stack(losses).mean() + F.cross_entropy(self.patches(seen).flatten(0, 1), batch.covers.flatten()) / 2
 
 
-def batch_of(step: int, size: int, art: dict, role: str) -> Batch:
-    """The lessons of one step; the same for the same step and role.
+def batch_of(step: int, size: int, art: dict) -> Batch:
+    """The lessons of one step; the same for the same step.
 
     Scenes come in groups that differ in one fact alone, told in the same words: were all facts drawn anew, the background
     would tell 64 captions apart and the thing would never be learnt. A false caption says one thing wrong.
     """
-    rng = np.random.default_rng([17 if role == "judge" else 19, step])
-    screens, others = ([p for p in art if (p[0] == "television") is wanted] for wanted in (True, False))
+    rng = np.random.default_rng([19, step])
+    known = list(art)
     pictures, captions, wrong, facts, covers = [], [], [], [], []
     while len(captions) < size:
-        wording, name = int(rng.integers(2**32)), str(rng.choice(televisions.NAMES))
-        for scene in group_of(rng, others, screens):
-            caption = television_words(name, scenes.describe(np.random.default_rng(wording), scene, icons.STYLE_WORDS))
+        wording = int(rng.integers(2**32))
+        for scene in group_of(rng, known):
+            caption = scenes.describe(np.random.default_rng(wording), scene, icons.STYLE_WORDS)
             if caption in captions or len(captions) == size:
                 continue
-            picture = scenes.paint_scene(rng, scene, art)
-            pictures.append(disturb(rng, picture) if role == "judge" else picture)
+            pictures.append(scenes.paint_scene(rng, scene, art))
             captions.append(caption)
             facts.append(facts_of(scene))
             covers.append(covers_of(scene))
-            false = scenes.false_caption(rng, scene, others, icons.STYLE_WORDS, wording)
-            wrong += [television_words(name, false)] if false else []
+            false = scenes.false_caption(rng, scene, known, icons.STYLE_WORDS, wording)
+            wrong += [false] if false else []
     return Batch(as_batch(pictures), captions, wrong, torch.tensor(facts), torch.tensor(covers))
 
 
-def group_of(rng: np.random.Generator, others: list[tuple[str, str]], screens: list[tuple[str, str]]) -> list[scenes.Scene]:
+def group_of(rng: np.random.Generator, drawn: list[tuple[str, str]]) -> list[scenes.Scene]:
     """`GROUP` scenes that differ in a thing (most groups) or in one fact of any kind."""
-    first = scenes.draw_scene(rng, others)
+    first = scenes.draw_scene(rng, drawn)
     kind = "thing" if rng.random() < 0.7 else None
-    screened = screens and kind == "thing" and rng.random() < TELEVISION_GROUPS
-    known = set(others)
-    found, tries = [with_television(rng, first, screens)] if screened else [first], 0
+    known, found, tries = set(drawn), [first], 0
     while len(found) < GROUP and tries < 4 * GROUP:
         tries += 1
-        scene = scenes.altered(rng, first, others, kind)
+        scene = scenes.altered(rng, first, drawn, kind)
         if not scenes.held_out(scene) and scene not in found and all((o.thing, o.style) in known for o in scene.objects):
             found.append(scene)
     return found
-
-
-def with_television(rng: np.random.Generator, scene: scenes.Scene, screens: list[tuple[str, str]]) -> scenes.Scene:
-    """The scene with a television in the place of one of its objects."""
-    k = int(rng.integers(len(scene.objects)))
-    screen = screens[rng.integers(len(screens))]
-    placed = replace(scene.objects[k], thing=screen[0], style=screen[1])
-    return replace(scene, objects=(*scene.objects[:k], placed, *scene.objects[k + 1 :]))
 
 
 def compare(model: CLIPModel, tokenizer: CLIPTokenizer, pixels: torch.Tensor, captions: list[str]) -> CLIPOutput:
@@ -198,22 +163,8 @@ def compare(model: CLIPModel, tokenizer: CLIPTokenizer, pixels: torch.Tensor, ca
         return model(input_ids=tokens.input_ids, attention_mask=None, pixel_values=pixels)
 
 
-def art_for(role: str, downloads: Path) -> dict:
-    """(thing, set) -> RGBA for one of the two roles."""
-    sets = list(icons.SETS) if role == "judge" else icons.of_the_generator()
-    art = icons.load_icons(downloads, sets)
-    if role == "judge":
-        for drawing in televisions.drawings("judge", downloads):
-            # Several recoloured copies, so that televisions come up as often as several things do.
-            for turn in range(2):
-                art["television", f"{drawing.name}/{turn}"] = televisions.recoloured(drawing.pixels, turn / 2)
-        art |= {("television", f"invented/{n}"): televisions.invented(n)[1] for n in range(INVENTED)}
-    return art
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("role", choices=["generator", "judge"])
     parser.add_argument("--downloads", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=2500)
@@ -221,17 +172,17 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=1e-3)
     args = parser.parse_args()
     tokenizer = CLIPTokenizer.from_pretrained(args.out / "tokenizer")
-    art = art_for(args.role, args.downloads)
-    torch.manual_seed(1 if args.role == "judge" else 2)
+    art = icons.load_icons(args.downloads, icons.of_the_generator())
+    torch.manual_seed(2)
     model = build(tokenizer).train()
     print(
-        f"{args.role}: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {len(art)} icons",
+        f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {len(art)} icons",
         flush=True,
     )
     heads = Heads()
     parameters = [*model.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=args.lr, betas=(0.9, 0.98), weight_decay=0.05, fused=True)
-    state_file, first = args.out / f"{args.role}_state.pt", 0
+    state_file, first = args.out / "towers_state.pt", 0
     if state_file.exists():
         state = torch.load(state_file, weights_only=True)
         model.load_state_dict(state["model"])
@@ -244,7 +195,7 @@ def main() -> None:
             group["lr"] = (
                 args.lr * min(1, (step + 1) / 150) * float(0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * step / args.steps)))
             )
-        batch = batch_of(step, args.batch, art, args.role)
+        batch = batch_of(step, args.batch, art)
         out = compare(model, tokenizer, batch.pixels, batch.captions + batch.wrong)
         logits, target = out.logits_per_image.float(), torch.arange(args.batch)
         loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T[: args.batch], target)) / 2
@@ -255,8 +206,8 @@ def main() -> None:
         optimizer.step()
         model.logit_scale.data.clamp_(max=4.6)
         if (step + 1) % 200 == 0 or step + 1 == args.steps:
-            row = dict(role=args.role, step=step + 1, loss=loss.item(), seconds=time.time() - started)
-            row |= accuracy(model, heads, tokenizer, art, args.role)
+            row = dict(step=step + 1, loss=loss.item(), seconds=time.time() - started)
+            row |= accuracy(model, heads, tokenizer, art)
             with (args.out / "towers.jsonl").open("a") as log:
                 log.write(json.dumps(row) + "\n")
             print(row, flush=True)
@@ -270,21 +221,17 @@ def main() -> None:
                 state_file,
             )
     model.eval()
-    with whole(args.out / ("judge" if args.role == "judge" else "text_encoder")) as folder:
-        if args.role == "judge":
-            model.save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
-        else:
-            model.text_model.save_pretrained(folder)
+    with whole(args.out / "text_encoder") as folder:
+        model.text_model.save_pretrained(folder)
 
 
 @torch.no_grad()
-def accuracy(model: CLIPModel, heads: Heads, tokenizer: CLIPTokenizer, art: dict, role: str) -> dict[str, float]:
+def accuracy(model: CLIPModel, heads: Heads, tokenizer: CLIPTokenizer, art: dict) -> dict[str, float]:
     """Of unseen scenes: own caption first among 64, and the heads' answers about the first thing, the place, the style."""
     model.eval()
     found: dict[str, list[torch.Tensor]] = {"top1": [], "thing": [], "place": [], "style": []}
     for k in range(4):
-        batch = batch_of(10**9 + k, 64, art, role)
+        batch = batch_of(10**9 + k, 64, art)
         out = compare(model, tokenizer, batch.pixels, batch.captions)
         found["top1"].append(out.logits_per_image.argmax(1) == torch.arange(64))
         for name, question in (("thing", 0), ("place", 3), ("style", 4)):

@@ -4,6 +4,7 @@ PACKAGE is npm's `@iconify/json` 2.2.535, unpacked (`npm pack @iconify/json@2.2.
 """
 
 import argparse
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -11,8 +12,16 @@ import torch
 from . import drawings, lessons, pack, render, selection, train
 
 HERE = Path(__file__).parents[2]
-PARTS, LESSONS = 800, 4000  # files of 1,024 single drawings, lessons of 128 pictures
-NAME_STEPS, CAPTION_STEPS = 12_000, 6_000
+PARTS, LESSONS = 120, 1500  # files of 4,096 single drawings, lessons of 128 pictures
+NAME_STEPS, CAPTION_STEPS = 2350, 1080
+
+
+def fill(build: Path, parts: int, count: int, first: int, step: int) -> None:
+    """Every `step`th file of the pool and of the lessons, from the `first`."""
+    torch.set_num_threads(1)
+    art = lessons.Art(build / "art")
+    drawings.fill(build / "pool", art, parts, first, step)
+    train.fill_lessons(build / "lessons", art, count, first, step)
 
 
 def main() -> None:
@@ -20,8 +29,8 @@ def main() -> None:
     parser.add_argument("--package", type=Path, required=True)
     parser.add_argument("--build", type=Path, default=HERE / "build" / "embedded_judge")
     parser.add_argument("--judge", type=Path, default=HERE / "src" / "dovetail" / "base" / "judge")
-    parser.add_argument("--processes", type=int, default=2, help="that draw the icons")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--processes", type=int, default=2, help="that draw the icons and make the lessons")
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--parts", type=int, default=PARTS)
     parser.add_argument("--lessons", type=int, default=LESSONS)
     parser.add_argument("--name-steps", type=int, default=NAME_STEPS)
@@ -31,8 +40,8 @@ def main() -> None:
     render.draw_all(args.package, args.build / "art", [*render.invented(), *selection.select(args.package)], args.processes)
     art = lessons.Art(args.build / "art")
     print(lessons.counts(art), flush=True)
-    drawings.fill(args.build / "pool", art, args.parts)
-    train.fill_lessons(args.build / "lessons", art, args.lessons)
+    with get_context("spawn").Pool(args.processes) as pool:
+        pool.starmap(fill, [(args.build, args.parts, args.lessons, k, args.processes) for k in range(args.processes)])
     train.names(args.build, art, args.parts, args.name_steps)
     train.captions(args.build, art, args.parts, args.lessons, args.caption_steps)
     pack.pack(args.build, args.judge, args.package)

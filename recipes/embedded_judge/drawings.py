@@ -13,7 +13,7 @@ from . import lessons
 
 SIDE = gradients.SIDE
 LEAST_HANDS = 3  # a name drawn by fewer is no class of its own
-PART = 1024  # pictures of a file of the pool
+PART = 4096  # pictures of a file of the pool
 
 
 def classes_of(art: lessons.Art) -> tuple[dict[str, int], dict[str, int]]:
@@ -120,7 +120,7 @@ def fill(folder: Path, art: lessons.Art, parts: int, first: int = 0, step: int =
     for number in missing:
         assert drawings is not None
         pixels, names = drawings.batch(np.random.default_rng([61, number]), PART)
-        features = torch.cat([as_bytes(gradients.features(part)) for part in pixels.split(256)])
+        features = torch.cat([as_bytes(gradients.features(part)) for part in pixels.split(512)])
         temporary = folder / f"{number:05d}.part.npz"
         np.savez(temporary, features=features.numpy(), names=np.array(names, np.int32))
         temporary.rename(folder / f"{number:05d}.npz")
@@ -138,6 +138,17 @@ class Pool:
         """Features (size, WIDTH) in 0..1 and numbers of names, from eight parts of the pool."""
         parts = rng.integers(len(self.names), size=8).tolist()
         places = rng.integers(len(self.names[0]), size=(8, size // 8))
-        found = np.concatenate([self.features[k][p] for k, p in zip(parts, places, strict=True)])
-        names = np.concatenate([self.names[k][p] for k, p in zip(parts, places, strict=True)])
-        return torch.from_numpy(found).float() / 255, names.tolist()
+        return self._taken(list(zip(parts, places, strict=True)))
+
+    def batch_of(self, rng: np.random.Generator, size: int, names: set[int]) -> tuple[Tensor, list[int]]:
+        """The same of these names alone, each picture of them as likely; from eight parts of the pool."""
+        wanted, found = np.array(sorted(names)), []
+        for part in rng.integers(len(self.names), size=8).tolist():
+            places = np.flatnonzero(np.isin(self.names[part], wanted))
+            found.append((part, rng.choice(places, size // 8) if len(places) else places))
+        return self._taken(found)
+
+    def _taken(self, chosen: list[tuple[int, np.ndarray]]) -> tuple[Tensor, list[int]]:
+        features = np.concatenate([self.features[part][places] for part, places in chosen])
+        names = np.concatenate([self.names[part][places] for part, places in chosen])
+        return torch.from_numpy(features).float() / 255, names.tolist()

@@ -4,18 +4,12 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dovetail.evaluation.towers import Towers
-
 from . import lessons, painting, render, selection, wording
-
-if TYPE_CHECKING:
-    from .texts import Encoder
 
 AMONG = 64
 TWIN = 0.985  # cosine of coarse masks from which two drawings of one name count as near copies
@@ -107,17 +101,29 @@ class Trial:
             right += bool(scores[k, k] > scores[k, others].max())
         return right, len(names)
 
-    def nearest(self, rng: np.random.Generator, embed: Callable[[Tensor], Tensor]) -> tuple[int, int]:
-        """(right, asked): a picture of each of 64 kinds by one hand, its nearest among 64 pictures by other hands."""
+    def nearest(
+        self, rng: np.random.Generator, embed: Callable[[Tensor], Tensor], per_kind: int | None = None
+    ) -> tuple[float, int]:
+        """(right, asked): whether the picture nearest to one of each of 64 kinds shows the same kind.
+
+        The nearest is looked for among pictures of all 64 kinds by other hands than the one that drew the picture asked for:
+        one drawing of every hand, or `per_kind` of a kind. Every hand of a kind is asked for once and they share its vote.
+        """
         chosen = rng.permutation(list(self.kinds))[:AMONG].tolist()
-        queries, gallery = [], []
-        for kind in chosen:
-            a, b = rng.choice(len(self.kinds[kind]), 2, replace=False)
-            hands = list(self.kinds[kind].values())
-            queries.append(hands[a][rng.integers(len(hands[a]))])
-            gallery.append(hands[b][rng.integers(len(hands[b]))])
-        near = embed(self.pictures(rng, queries)) @ embed(self.pictures(rng, gallery)).T
-        return int((near.argmax(1) == torch.arange(len(chosen))).sum()), len(chosen)
+        rows, kinds, hands = [], [], []
+        for number, kind in enumerate(chosen):
+            drawn = list(self.kinds[kind].items())
+            order = rng.permutation(len(drawn))[: None if per_kind is None else per_kind + 1]
+            for hand, drawings in (drawn[k] for k in order):
+                rows.append(drawings[rng.integers(len(drawings))])
+                kinds.append(number), hands.append(hand)
+        vectors = torch.cat([embed(self.pictures(rng, rows[k : k + 256])) for k in range(0, len(rows), 256)])
+        near = vectors @ vectors.T
+        kind_of, numbers = torch.tensor(kinds), {hand: k for k, hand in enumerate(sorted(set(hands)))}
+        hand_of = torch.tensor([numbers[h] for h in hands])
+        near[hand_of[:, None] == hand_of[None]] = -2
+        right = (kind_of[near.argmax(1)] == kind_of).float()
+        return float(sum(right[kind_of == k].mean() for k in range(len(chosen)))), len(chosen)
 
     def one_word(
         self, rng: np.random.Generator, score: Callable[[Tensor, list[str]], Tensor], names: list[str], what: str
@@ -155,40 +161,3 @@ class Trial:
             right += int((scores[own, 2 * own] > scores[own, 2 * own + 1]).sum())
             asked += len(kept)
         return right, asked
-
-    def quick(self, judge: Towers, encoder: "Encoder") -> dict[str, Any]:
-        """Shares of all tests over a few draws, for the training's log."""
-        rng = np.random.default_rng(5)
-        score, embeds = of(judge, encoder)
-        names = rng.permutation(self.names(2))[:768].tolist()
-        found: dict[str, Any] = {}
-        for label, by, these, apart in (("known", self.by_name, names, False), ("apart", self.by_name, names, True),
-                                        ("base", self.things, sorted(self.things), False)):  # fmt: skip
-            right, asked = self.captions(np.random.default_rng(6), score, by, these, apart)
-            found[label] = round(right / asked, 3)
-        for label, embed in embeds.items():
-            hits = [self.nearest(np.random.default_rng([8, k]), embed) for k in range(6)]
-            found[f"kinds by {label}"] = round(sum(r for r, _ in hits) / sum(n for _, n in hits), 3)
-        return found
-
-
-def of(
-    judge: Towers, encoder: "Encoder"
-) -> tuple[Callable[[Tensor, list[str]], Tensor], dict[str, Callable[[Tensor], Tensor]]]:
-    """Cosines of pictures (n) and texts (m), (n, m); and what may serve as a picture's vector."""
-    remembered: dict[tuple[str, ...], Tensor] = {}
-
-    @torch.no_grad()
-    def score(pictures: Tensor, texts: list[str]) -> Tensor:
-        if tuple(texts) not in remembered:
-            parts = [(k, judge.read(tokens, mask)) for k, tokens, mask in encoder.batches(texts, 1 + len(texts) // 128)]
-            order = torch.cat([k for k, _ in parts]).argsort()
-            remembered[tuple(texts)] = torch.cat([p for _, p in parts])[order]
-        return judge.see(pictures)[0] @ remembered[tuple(texts)].T
-
-    @torch.no_grad()
-    def see(pictures: Tensor, which: str) -> Tensor:
-        joint, kinds = judge.see(pictures)[:2]
-        return {"joint": joint, "kind": kinds, "both": torch.cat([kinds, joint], 1) / 2**0.5}[which]
-
-    return score, {w: (lambda p, w=w: see(p, w)) for w in ("joint", "kind", "both")}

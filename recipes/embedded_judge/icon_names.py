@@ -63,7 +63,7 @@ SOFT = frozenset(
     ["light", "dark", "round", "flat", "simple", "basic", "small", "large", "color", "line", "fill", "3d", "fluid"]
 )  # also words of their own
 NUMBERS = frozenset(["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"])
-SKIN = re.compile(r"(skin[- ]tone|-(light|medium|dark|medium-light|medium-dark)$|-type-[1-6])")
+SKIN = re.compile(r"(skin[- ]tone|(?<!traffic)-(light|medium|dark|medium-light|medium-dark)$|-type-[1-6])")
 EMOJI = frozenset(
     [
         "noto",

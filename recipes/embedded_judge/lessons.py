@@ -25,6 +25,18 @@ EMOJI = frozenset(base_icons.SETS) | {"noto-v1", "fluent-emoji", "fluent-emoji-h
 THING_OF = {icon: thing for thing, icon in base_icons.THINGS.items()}
 
 
+def is_of_the_base(name: str) -> bool:
+    """Whether drawings of that name show what the embedded base draws, or what its example teaches it: televisions."""
+    return name in base_icons.THINGS or name.replace(" ", "-") in THING_OF or name in televisions.NAMES
+
+
+def spoken(rng: np.random.Generator, name: str) -> str:
+    """A name in other words: a synonym, or what the embedded base calls the thing."""
+    if name.replace(" ", "-") in THING_OF and rng.random() < 0.5:
+        return THING_OF[name.replace(" ", "-")]
+    return wording.other_words(rng, name)
+
+
 @dataclass(slots=True)
 class Batch:
     """What one step learns from."""
@@ -64,7 +76,7 @@ class Art:
     def _weight(self, name: str) -> float:
         hands = self.hands[name]
         weight = ALONE if hands == 1 else min(hands, 12) ** 0.5
-        if name in base_icons.THINGS or name in THING_OF.values():
+        if is_of_the_base(name):
             weight *= BASE_WEIGHT
         return TELEVISION_WEIGHT if name in televisions.NAMES else weight
 

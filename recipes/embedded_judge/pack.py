@@ -56,6 +56,7 @@ def pack(build: Path, judge: Path, package: Path) -> None:
     art = lessons.Art(build / "art")
     with whole(judge) as folder:
         save_file(half, folder / "model.safetensors")
+        (folder / "model.safetensors").chmod(0o644)
         told = {"format": FORMAT, "name": "embedded judge", "side": lessons.SIDE, "shape": state["shape"],
                 "steps": state["step"]}  # fmt: skip
         (folder / "config.json").write_text(json.dumps(told, indent=2) + "\n")

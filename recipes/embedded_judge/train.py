@@ -1,7 +1,8 @@
 """The two halves of the training, on features made before; both can be stopped at any time and go on to the same weights.
 
-`names`: the kind tower learns to name single drawings. What a thing is takes by far the most pictures to learn, and features of
-single drawings are cheap. `captions`: both towers meet; captions are told from false ones, names from other names.
+`names`: the kind tower learns to name single drawings. What a thing is takes by far the most pictures to learn, and features
+of single drawings are cheap. `captions`: the kind tower stays as it is; the others learn to tell captions from false ones and
+names from other names.
 """
 
 import json
@@ -69,20 +70,24 @@ class Learner(nn.Module):
 
     def caption_loss(self, batch: lessons.Batch, encoder: Encoder) -> Tensor:
         """Caption of a picture among right and false ones, and picture of a caption."""
-        joint, _, _ = self.towers.see_features(batch.pixels.float() / 255)
+        joint = self._seen(batch.pixels.float() / 255)
         told = self.read(encoder, [*batch.captions, *[w for _, w in batch.wrong], *batch.extra], 3)
         return self._matched(joint, told, batch.allowed)
 
     def name_loss(
         self, features: Tensor, chosen: list[int], others: list[str], encoder: Encoder, rng: np.random.Generator
-    ) -> tuple[Tensor, Tensor]:
-        """Names of single drawings among those of the batch and others, and the head's own loss."""
-        joint, _, kinds = self.towers.see_features(features)
+    ) -> Tensor:
+        """Names of single drawings among those of the batch and others."""
         names = [self.names[c] for c in chosen]
-        texts = [wording.other_words(rng, n) if rng.random() < 0.7 else f"a drawing of {wording.article(n)}" for n in names]
+        texts = [lessons.spoken(rng, n) if rng.random() < 0.7 else f"a drawing of {wording.article(n)}" for n in names]
         allowed = lessons.allowed_texts(names, [*names, *others])
         allowed[torch.arange(len(names)), torch.arange(len(names))] = True
-        return self._matched(joint, self.read(encoder, [*texts, *others]), allowed), self.sorting_loss(kinds, chosen)
+        return self._matched(self._seen(features), self.read(encoder, [*texts, *others]), allowed)
+
+    def _seen(self, features: Tensor) -> Tensor:
+        with torch.no_grad():
+            kinds = self.towers.kinds_of(features)
+        return self.towers.see_features(features, kinds)[0]
 
     def _matched(self, joint: Tensor, told: Tensor, allowed: Tensor) -> Tensor:
         logits = (joint @ told.T * self.towers.scale.exp()).float().masked_fill(~allowed, -1e4)
@@ -164,10 +169,13 @@ def names(
     course = Course(out / "names.pt", model, [{"params": trained, "times": 1.0}], peak, steps)
     pool = drawings.Pool(out / "pool", parts)
     while course.step < min(steps, stop or steps):
-        torch.manual_seed(course.step)  # of the dropout
+        torch.manual_seed(course.step)  # of the dropout and the mirror
         features, chosen = pool.batch(np.random.default_rng([52, course.step]), size)
+        maps = gradients.maps_of(features)
+        turned = torch.rand(len(maps)) < 0.5
+        maps[turned] = gradients.mirrored(maps[turned])
         with torch.autocast("cpu", torch.bfloat16):
-            sort = model.sorting_loss(model.towers.kinds(features[:, : gradients.SHAPE]), chosen)
+            sort = model.sorting_loss(model.towers.kinds(maps), chosen)
         course.descend({"sort": sort}, {"sort": 1.0})
         if course.step % SAVED_EVERY == 0:
             course.save()
@@ -179,23 +187,29 @@ def captions(
     out: Path, art: lessons.Art, parts: int, count: int, steps: int, size: int = 256, peak: float = 1.5e-3,
     stop: int | None = None, shape: Shape | None = None,
 ) -> Course:  # fmt: skip
-    """The second half, from what the first left in `out/names.pt`. Goes on from `out/captions.pt`."""
+    """The second half, from what the first left in `out/names.pt`. Goes on from `out/captions.pt`.
+
+    A quarter of the single drawings are of the embedded base's own things and of televisions, which are told from each other.
+    """
     model, encoder = learner(out, art, shape)
     model.load_state_dict(torch.load(out / "names.pt", weights_only=True)["mean"])
-    known = [*model.towers.kinds.parameters(), *model.head.parameters()]
-    ids = {id(p) for p in known}
+    model.towers.kinds.eval()
+    ids = {id(p) for p in (*model.towers.kinds.parameters(), *model.head.parameters())}
     fresh = [p for p in model.parameters() if id(p) not in ids]
-    course = Course(out / "captions.pt", model, [{"params": fresh, "times": 1.0}, {"params": known, "times": 0.3}], peak, steps)
+    course = Course(out / "captions.pt", model, [{"params": fresh, "times": 1.0}], peak, steps)
     pool = drawings.Pool(out / "pool", parts)
+    known = {k for k, name in enumerate(model.names) if lessons.is_of_the_base(name)}
     while course.step < min(steps, stop or steps):
         torch.manual_seed(course.step)
         rng = np.random.default_rng([71, course.step])
         batch = pickle.loads((out / "lessons" / f"{course.step % count:05d}.pickle").read_bytes())
-        features, chosen = pool.batch(rng, size)
+        features, chosen = pool.batch(rng, size - size // 4)
+        more, own = pool.batch_of(rng, size // 4, known)
+        features, chosen = torch.cat([features, more]), [*chosen, *own]
         with torch.autocast("cpu", torch.bfloat16):
             caption = model.caption_loss(batch, encoder)
-            name, sort = model.name_loss(features, chosen, batch.extra, encoder, rng)
-        course.descend({"caption": caption, "name": name, "sort": sort}, {"caption": 1.0, "name": 1.0, "sort": 0.3})
+            name = model.name_loss(features, chosen, batch.extra, encoder, rng)
+        course.descend({"caption": caption, "name": name}, {"caption": 1.0, "name": 1.0})
         if course.step % SAVED_EVERY == 0:
             course.save()
     course.save()

@@ -41,7 +41,7 @@ def measuring_interval(planned: int, batch: int, validation: int, timesteps: int
 
 
 def rehearsal_pictures(pictures_learned: int, few_steps: bool) -> int:
-    """Rehearsal pictures that take at most a quarter of the training's passes to paint: whole batches, 128 at most."""
+    """Rehearsal pictures, in whole batches, that take at most a quarter of the training's passes to paint."""
     affordable = int(REHEARSAL_SHARE * TRAINING_PASSES * pictures_learned / (FEW_STEPS if few_steps else 2 * GUIDED_STEPS))
     return min(MOST_REHEARSAL, max(1, affordable // REHEARSAL_BATCH) * REHEARSAL_BATCH)
 

@@ -55,6 +55,23 @@ def test_a_judge_that_does_not_know_the_thing_is_not_able_though_it_knows_the_co
     assert not found.able and "attribute" in found.able_kinds() and "object" not in found.able_kinds()
 
 
+class Listed(ColorJudge):
+    """Says which words it learned."""
+
+    def __init__(self, *words: str) -> None:
+        super().__init__()
+        self.words = words
+
+    def knows(self, word: str) -> bool:
+        return word in self.words
+
+
+def test_a_word_never_learned_cannot_be_judged_and_is_named() -> None:
+    assert competence.try_judge(Listed("square"), *pictures(), NOUNS).able
+    found = competence.try_judge(Listed("cat", "red"), *pictures(), NOUNS)
+    assert not found.able and found.reason == "never learned the word square"
+
+
 def test_captions_that_have_nothing_to_do_with_the_pictures_cannot_be_judged() -> None:
     images, captions = pictures()
     shuffled = [captions[(i * 5 + 1) % len(captions)] for i in range(len(captions))]

@@ -24,12 +24,22 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     words = tiny.tokenizer()
     words.save_pretrained(folder)
     shape = Shape(
-        hidden=32, kind=16, layout=32, vocabulary=len(words), tokens=40, text_width=16, text_layers=1, heads=2, joint=16
+        channels=(8, 8, 8),
+        hidden=32,
+        kind=16,
+        layout=32,
+        vocabulary=len(words),
+        tokens=40,
+        text_width=16,
+        text_layers=1,
+        heads=2,
+        joint=16,
     )
     torch.manual_seed(3)
     towers = Towers(shape).eval()
     save_file(
-        {k: v.half() if v.is_floating_point() else v for k, v in towers.state_dict().items()}, folder / "model.safetensors"
+        {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in towers.state_dict().items()},
+        folder / "model.safetensors",
     )
     told = {"format": FORMAT, "name": "a judge", "side": 64, "shape": shape.as_json()}
     (folder / "config.json").write_text(json.dumps(told))

@@ -115,6 +115,11 @@ def test_names_are_what_a_person_would_say(icon: str, name: str) -> None:
     assert icon_names.phrase("tabler", dashed) == name
 
 
+def test_a_traffic_light_is_no_skin_tone() -> None:
+    assert icon_names.phrase("twemoji", "vertical-traffic-light") == "vertical traffic light"
+    assert icon_names.phrase("twemoji", "waving-hand-light") == ""
+
+
 def test_rendering_goes_on_where_it_stopped(package: Path, build: Path, tmp_path: Path) -> None:
     icons = selection.select(package)
     render.draw_all(package, tmp_path, icons[: len(icons) // 2], 1)
@@ -159,7 +164,9 @@ def test_painted_colors_are_those_of_the_caption(build: Path) -> None:
 
 def test_stopped_and_resumed_gives_the_same_weights(build: Path, package: Path, tmp_path: Path) -> None:
     art, weights = lessons.Art(build / "art"), []
-    small = Shape(hidden=32, kind=16, layout=32, vocabulary=7500, text_width=16, text_layers=1, heads=2, joint=16)
+    small = Shape(
+        channels=(8, 8, 8), hidden=32, kind=16, layout=32, vocabulary=7500, text_width=16, text_layers=1, heads=2, joint=16
+    )
     for name, stops in (("at once", [4]), ("in two", [2, 4])):
         out = tmp_path / name
         drawings.fill(out / "pool", art, 2)

@@ -11,7 +11,6 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
-from transformers import CLIPModel
 
 from dovetail.config import Training
 from recipes.embedded_base import (
@@ -55,7 +54,6 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train_vae, "STEPS", {"whole": 1, "decoder": 1})
     for name, count in (("BATCH", 2), ("HELD_OUT", 8), ("CENTRED", 8)):
         monkeypatch.setattr(train_vae, name, count)
-    monkeypatch.setattr(train_towers, "INVENTED", 2)
     monkeypatch.setattr(latents, "HELD_OUT", 2)
     monkeypatch.setattr(train_unet, "LEARNING", Training(steps=2, rehearsal_share=0, **learning))
     monkeypatch.setattr(train_unet, "SHEET_STEPS", 1)
@@ -67,7 +65,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pack, "STEPS", 1)
     asked = prompts.card()[:3]
     monkeypatch.setattr(prompts, "card", lambda: asked)
-    monkeypatch.setattr(televisions, "drawings", lambda role, folder, side=256: [])
+    monkeypatch.setattr(televisions, "drawings", lambda folder, side=256: [])
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -77,8 +75,7 @@ def test_from_icons_to_a_model_that_diffusers_opens(downloads: Path, tmp_path: P
     places = ("--downloads", downloads, "--out", build)
     call(tokenizer, monkeypatch, *places)
     call(train_vae, monkeypatch, "whole", *places)
-    for role in ("generator", "judge"):
-        call(train_towers, monkeypatch, role, "--steps", "1", "--batch", "16", *places)
+    call(train_towers, monkeypatch, "--steps", "1", "--batch", "16", *places)
     call(latents, monkeypatch, "--scenes", "12", "--workers", "1", *places)
     call(train_unet, monkeypatch, "--out", build)
     call(distill, monkeypatch, "--paths", "6", "--workers", "1", "--out", build)
@@ -94,7 +91,6 @@ def test_from_icons_to_a_model_that_diffusers_opens(downloads: Path, tmp_path: P
     pipe.load_lora_weights(base / "few_step", local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
     assert np.asarray(pipe("a cat", num_inference_steps=1, guidance_scale=1.0).images[0]).shape == (64, 64, 3)
-    CLIPModel.from_pretrained(base / "judge")
     hints = json.loads((base / "hints.json").read_text())
     assert len(hints["rehearsal"]) == len(hints["other"]) == len(icons.THINGS) and not set(hints["rehearsal"]) & set(
         hints["other"]

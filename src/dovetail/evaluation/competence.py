@@ -11,13 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dovetail.core import intervals
-from dovetail.evaluation.caption_parts import Part, caption_parts, changed_by_one_word
-from dovetail.evaluation.judges import Judge
+from dovetail.evaluation.caption_parts import Part, caption_parts, changed_by_one_word, nouns
+from dovetail.evaluation.judges import Judge, KnowsWords
 from dovetail.records import Interval
 
 RIVALS = 8  # other captions, changed captions and contrasts that each real picture is tried with, of each sort
 LEAST_PICTURES = 4
 LEAST_SHARE = 0.7  # of rivals that must score below the truth
+MOST_NAMED = 4  # unknown words that a sentence lists
 ABLE_KIND_SHARE = 0.8  # the same for a kind of part (object, attribute, count, relation) to be asked about
 
 
@@ -49,6 +50,7 @@ def try_judge(
 ) -> Competence:
     """Try a judge on real pictures with their own captions; `vocabulary` are nouns that none of them shows.
 
+    A judge that says which words it learned is not able where it learned none of the things that most captions name.
     Raises ModelError where the judge does not answer at all.
     """
     trials = [t for i, caption in enumerate(captions) for t in _trials(i, caption, captions, vocabulary)]
@@ -63,7 +65,7 @@ def try_judge(
         shares.setdefault(t.sort, {}).setdefault(t.picture, []).append(float(truth > rival) + 0.5 * (truth == rival))
     found = {sort: _interval(by_picture) for sort, by_picture in shares.items()}
     others, changed = found.pop("others", None), found.pop("changed", None)
-    reason = _fault(len(images), others, changed, found.get("object"))
+    reason = _fault(len(images), others, changed, found.get("object")) or _unheard(judge, captions)
     return Competence(able=not reason, others=others, changed=changed, kinds=found, reason=reason)
 
 
@@ -100,6 +102,18 @@ def _fault(pictures: int, others: Interval | None, changed: Interval | None, obj
         if interval is not None and not (interval.mean >= LEAST_SHARE and interval.low > 0.5):
             return f"cannot tell apart {what} ({interval.mean:.0%} right, chance is 50 %)"
     return ""
+
+
+def _unheard(judge: Judge, captions: Sequence[str]) -> str:
+    """Why a judge that never heard of the things in most captions cannot judge them, or ""."""
+    if not isinstance(judge, KnowsWords):
+        return ""
+    named = [nouns([caption]) for caption in captions]
+    strange = [own for own in named if own and not any(map(judge.knows, own))]
+    if 2 * len(strange) <= len(captions):
+        return ""
+    words = list(dict.fromkeys(noun for own in strange for noun in own))
+    return f"never learned the word {', '.join(words[:MOST_NAMED])}" + " and others" * (len(words) > MOST_NAMED)
 
 
 def asked_parts(captions: Sequence[str], vocabulary: Collection[str], kinds: Collection[str]) -> list[tuple[int, Part]]:

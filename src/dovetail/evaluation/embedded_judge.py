@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from dovetail.errors import ModelError, first_line
 from dovetail.evaluation.towers import Shape, Towers
@@ -17,7 +16,7 @@ from dovetail.evaluation.towers import Shape, Towers
 FORMAT = "dovetail-judge-1"
 BASE_JUDGE = Path(__file__).parents[1] / "base" / "judge"
 BATCH = 256
-LIKENESS = "both"  # which vectors `embed_images` gives; chosen by benchmarks/judge.py on kinds never trained
+LIKENESS = "kind"  # which vectors `embed_images` gives: they find more kinds never trained (benchmarks/judge.py --layers)
 DO = "name a folder that recipes/embedded_judge packed"
 
 
@@ -70,14 +69,14 @@ class EmbeddedJudge:
 
     @torch.inference_mode()
     def vectors(self, images: Sequence[NDArray[np.uint8]], which: str) -> Tensor:
-        """Unit vectors, float32, of the space of texts ("joint"), of kinds of things ("kind"), or of both side by side."""
+        """Unit vectors, float32, of the space of texts ("joint") or of kinds of things ("kind")."""
         found = []
         for start in range(0, max(1, len(images)), BATCH):
             part = [self._fitted(i) for i in images[start : start + BATCH]] or [np.zeros((self.side, self.side, 3), np.uint8)]
             pixels = torch.from_numpy(np.stack(part)).permute(0, 3, 1, 2)
-            joint, kinds = self.towers.see(pixels.float() / 127.5 - 1)[:2]
-            found.append({"joint": joint, "kind": kinds, "both": torch.cat([kinds, joint], 1)}[which])
-        return normalize(torch.cat(found)[: len(images)], dim=-1).clone()
+            joint, kinds = self.towers.see(pixels.float() / 127.5 - 1)
+            found.append({"joint": joint, "kind": kinds}[which])
+        return torch.cat(found)[: len(images)].clone()
 
     @torch.inference_mode()
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
@@ -95,8 +94,12 @@ class EmbeddedJudge:
         return found[: len(texts)].clone()
 
     def knows(self, word: str) -> bool:
-        """Whether a word, or a name of several, stood among the names that the judge learnt from; singular or plural."""
-        word = " ".join(word.lower().split())
+        """Whether a word stood among the names that the judge learned from, singular or plural; of several words, the whole
+        name or each of them."""
+        words = word.lower().split()
+        return self._learned(" ".join(words)) or all(map(self._learned, words))
+
+    def _learned(self, word: str) -> bool:
         return any(form in self.words for form in (word, f"{word}s", word.removesuffix("s"), word.removesuffix("es")))
 
     def _tokens(self, text: str) -> list[int]:

@@ -33,15 +33,9 @@ class ImageEncoder(Protocol):
 
 
 @runtime_checkable
-class EmbeddingJudge(Protocol):
-    """A judge whose score is 100 times the cosine of two embeddings, so that many pairs cost little."""
+class KnowsWords(Protocol):
+    """A judge that can say which words it learned."""
 
-    name: str
-
-    def embed_images(self, images: Sequence[NDArray[np.uint8]]) -> Tensor:
-        """Unit vectors, float32 (n, width), of uint8 images (H, W, 3)."""
-        ...
-
-    def embed_texts(self, texts: Sequence[str]) -> Tensor:
-        """Unit vectors, float32 (n, width)."""
+    def knows(self, word: str) -> bool:
+        """Whether the judge learned this word, or this name of several words."""
         ...

@@ -1,4 +1,4 @@
-"""The two towers of the embedded judge: layers on fixed gradient features for pictures, a small transformer for texts."""
+"""The towers of the embedded judge: a small convolutional network on edge maps for pictures, a transformer for texts."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,6 +14,7 @@ from dovetail.evaluation import gradients
 class Shape:
     """Sizes of both towers; what `config.json` of a judge's folder holds."""
 
+    channels: tuple[int, int, int] = (64, 128, 256)  # of the three convolutions
     hidden: int = 1024
     kind: int = 384  # width of the space of kinds of things
     layout: int = 768  # what is made of shapes, colors and places together
@@ -26,45 +27,62 @@ class Shape:
 
     def as_json(self) -> dict[str, Any]:
         """Plain data, readable by `from_json`."""
-        return asdict(self)
+        return asdict(self) | {"channels": list(self.channels)}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Shape":
-        """The shape that `as_json` wrote; TypeError where it is none."""
-        return cls(**data)
+        """The shape that `as_json` wrote; KeyError, TypeError or ValueError where it is none."""
+        first, second, third = data["channels"]
+        return cls(**data | {"channels": (first, second, third)})
 
 
 class KindTower(nn.Module):
-    """Shape features of a picture, (n, gradients.SHAPE), to a place in the space of kinds, (n, kind)."""
+    """Edge maps of a picture, (n, LAYERS, CELLS, CELLS), to a place in the space of kinds, (n, kind).
+
+    Three convolutions see what is drawn, histograms of the same edges roughly where; both meet in a hidden state.
+    """
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
-        self.norm = nn.BatchNorm1d(gradients.SHAPE, affine=False)
-        self.first, self.first_norm = nn.Linear(gradients.SHAPE, shape.hidden), nn.BatchNorm1d(shape.hidden)
+        first, second, third = shape.channels
+        self.stem, self.stem_norm = nn.Conv2d(gradients.LAYERS, first, 4, 2, 1), nn.BatchNorm2d(first)
+        self.near, self.near_norm = nn.Conv2d(first, second, 3, 1, 1), nn.BatchNorm2d(second)
+        self.far, self.far_norm = nn.Conv2d(second, third, 3, 2, 1), nn.BatchNorm2d(third)
+        self.deep = nn.Linear(third * (gradients.CELLS // 4) ** 2, shape.hidden, bias=False)
+        self.rough_norm = nn.BatchNorm1d(gradients.HISTOGRAMS, affine=False)
+        self.rough, self.norm = nn.Linear(gradients.HISTOGRAMS, shape.hidden), nn.BatchNorm1d(shape.hidden)
         self.second, self.second_norm = nn.Linear(shape.hidden, shape.hidden), nn.BatchNorm1d(shape.hidden)
         self.last, self.last_norm = nn.Linear(shape.hidden, shape.kind), nn.BatchNorm1d(shape.kind, affine=False)
         self.dropout = nn.Dropout(0.15)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def forward(self, features: Tensor) -> Tensor:
-        """Centered, of about unit variance."""
-        x = self.dropout(relu(self.first_norm(self.first(self.norm(features)))))
-        x = x + self.dropout(relu(self.second_norm(self.second(x))))
-        found: Tensor = self.last_norm(self.last(x))
+    def forward(self, maps: Tensor) -> Tensor:
+        """Centered, of about unit variance, float32."""
+        x = (2 * maps - 0.5).contiguous(memory_format=torch.channels_last)
+        x = relu(self.near_norm(self.near(relu(self.stem_norm(self.stem(x))))))
+        x = relu(self.far_norm(self.far(x)))
+        hidden = self.deep(x.flatten(1)) + self.rough(self.rough_norm(gradients.histograms(maps)))
+        hidden = self.dropout(relu(self.norm(hidden)))
+        hidden = hidden + self.dropout(relu(self.second_norm(self.second(hidden))))
+        found: Tensor = self.last_norm(self.last(hidden).float())
         return found
 
 
 class LayoutTower(nn.Module):
-    """All features, (n, gradients.WIDTH), to what stands where in which color, (n, layout)."""
+    """All features and the place in the space of kinds to what stands where in which color, (n, layout)."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
-        self.norm = nn.BatchNorm1d(gradients.WIDTH, affine=False)
-        self.first, self.first_norm = nn.Linear(gradients.WIDTH, shape.layout), nn.BatchNorm1d(shape.layout)
+        width = gradients.HISTOGRAMS + gradients.WIDTH - gradients.EDGES + shape.kind
+        self.norm = nn.BatchNorm1d(width, affine=False)
+        self.first, self.first_norm = nn.Linear(width, shape.layout), nn.BatchNorm1d(shape.layout)
         self.second, self.second_norm = nn.Linear(shape.layout, shape.layout), nn.BatchNorm1d(shape.layout)
 
-    def forward(self, features: Tensor) -> Tensor:
-        """Rectified, normalized over the batch in training."""
-        x = relu(self.first_norm(self.first(self.norm(features))))
+    def forward(self, features: Tensor, kinds: Tensor) -> Tensor:
+        """`features` (n, WIDTH), `kinds` (n, kind); rectified, normalized over the batch in training."""
+        rough = gradients.histograms(gradients.maps_of(features))
+        x = self.norm(torch.cat([rough, features[:, gradients.EDGES :], kinds], 1))
+        x = relu(self.first_norm(self.first(x)))
         found: Tensor = x + relu(self.second_norm(self.second(x)))
         return found
 
@@ -123,15 +141,24 @@ class Towers(nn.Module):
         self.text_joint = nn.Linear(shape.text_width, shape.joint, bias=False)
         self.scale = nn.Parameter(torch.tensor(3.0))  # logarithm of what cosines are multiplied by in training
 
-    def see(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def see(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
         """Of pictures in -1..1, (n, 3, h, w): see `see_features`."""
         return self.see_features(gradients.features(pictures))
 
-    def see_features(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Unit vectors in the joint space (n, joint) and the space of kinds (n, kind), and the latter not normalized."""
-        kinds = self.kinds(features[:, : gradients.SHAPE]).float()
-        joint = self.kind_joint(kinds).float() + self.layout_joint(self.layout(features)).float()
-        return normalize(joint, dim=-1), normalize(kinds, dim=-1), kinds
+    def see_features(self, features: Tensor, kinds: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Unit vectors in the joint space (n, joint) and in the space of kinds (n, kind).
+
+        `kinds` are places in the space of kinds that `kinds_of` gave for these features before.
+        """
+        placed = self.kinds_of(features) if kinds is None else kinds
+        joint = self.kind_joint(placed).float() + self.layout_joint(self.layout(features, placed)).float()
+        return normalize(joint, dim=-1), normalize(placed, dim=-1)
+
+    def kinds_of(self, features: Tensor) -> Tensor:
+        """Places in the space of kinds (n, kind), not of unit length: the mean of a picture and its mirror image."""
+        maps = gradients.maps_of(features)
+        found: Tensor = (self.kinds(maps) + self.kinds(gradients.mirrored(maps))) / 2
+        return found
 
     def read(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """Unit vectors of texts in the joint space (n, joint)."""
