@@ -119,7 +119,7 @@ class Training(Table):
     placeholder: str = Field("<thing>", pattern=r"^\S+$", description="of textual inversion: the new word in the captions")
     placeholder_vectors: int = Field(1, gt=0, le=16, description="that the new word stands for")
     initializer: str = Field("thing", description="known words whose meaning the new one begins with")
-    rehearsal_share: float = Field(0.5, ge=0, lt=1, description="of each batch, where rehearsal pictures exist")
+    rehearsal_share: float = Field(0.25, ge=0, lt=1, description="of each batch, where rehearsal pictures exist")
     caption_dropout: float = Field(0.1, ge=0, lt=1)
     snr_gamma: float | None = Field(None, gt=0, description="min-SNR weighting of the loss; 5 is usual; empty means none")
     noise_offset: float = Field(0.0, ge=0, description="spread of a shift of the noise, one draw a channel; 0.1 is usual")

@@ -6,7 +6,7 @@ is counted in passes, one picture once through the U-Net; forward and backward t
 
 import math
 
-PICTURES_PER_ROOT = 1_500  # pictures learned from, rehearsal included, for each square root of a distinct training picture
+PICTURES_PER_ROOT = 1_650  # pictures learned from, rehearsal included, for each square root of a distinct training picture
 FEWEST_STEPS, MOST_STEPS, USUAL_BATCH = 120, 2_000, 16
 MEASUREMENTS = 20  # of the held-out loss over a plan, at most
 MEASURING_SHARE = 0.05  # of the passes of the steps may go into held-out losses
