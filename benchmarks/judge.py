@@ -78,8 +78,16 @@ def main() -> None:
         "chance": round(1 / evaluate.AMONG, 4),
         "sets never seen": shares([trial.captions(r, score, trial.by_name, names) for r in draws]),
         "sets never seen, no shared word": shares([trial.captions(r, score, trial.by_name, names, apart=True) for r in draws]),
-        "the base's own things": shares([trial.captions(r, score, trial.things, sorted(trial.things)) for r in draws]),
     }
+    things = sorted({thing for drawn in trial.things.values() for thing in drawn})
+    by_hand = {
+        hand: [trial.captions(r, score, drawn, sorted(drawn), among=things) for r in draws]
+        for hand, drawn in sorted(trial.things.items())
+    }
+    found["the base's own things"] = shares(
+        [(sum(r), sum(a)) for r, a in (zip(*d, strict=True) for d in zip(*by_hand.values(), strict=True))]
+    )
+    found["the base's own things, by hand never seen"] = {hand: shares(counts) for hand, counts in by_hand.items()}
     by_hands = {}
     for low, high in ((2, 2), (3, 4), (5, 9), (10, 999)):
         some = [n for n in names if low <= trial.hands[n] <= high]

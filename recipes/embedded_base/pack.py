@@ -84,7 +84,7 @@ def hints() -> dict[str, object]:
 
     return {
         "rehearsal": on_grounds(0), "other": on_grounds(5), "guidance_scale": GUIDANCE,
-        "learning_rate_full": 6e-4, "learning_rate_lora": 8e-4,
+        "learning_rate_full": 5e-4, "learning_rate_lora": 8e-4,
     }  # fmt: skip
 
 

@@ -29,14 +29,11 @@ OPENCLIPART = Path("/usr/share/openclipart/svg")  # Debian package openclipart-s
 PUBLIC_DOMAIN = "Public domain (Open Clip Art Library)"
 OLD, FLAT, PLAIN = "old television with antennas", "flat-screen television", "television"
 NAMES = (PLAIN, PLAIN, "TV", OLD, FLAT)  # what the judge hears a television called
-BODIES = (  # painted bodies, one after the other: the colors of real televisions twice
-    "black", "gray", "brown", "red", "black", "white", "blue", "orange", "gray", "green", "brown", "purple", "red", "teal",
-    "white", "pink", "yellow",
-)  # fmt: skip
-SCREENS = {"blue": 6, "teal": 4, "black": 4, "gray": 3, "white": 3, "green": 1, "purple": 1, "yellow": 1, "orange": 1}
-LINES = {"black": 10, "brown": 2, "gray": 2, "white": 2, "blue": 1}
+BODIES = ("black", "brown", "black", "red", "black", "gray")  # of painted ones, in turn: what real televisions are seen in
+SCREENS = {"blue": 7, "white": 3, "teal": 2}
+LINES = {"black": 10, "brown": 2, "white": 1}
 # How often a caption names what is there.
-FACTS = {"antennas": 0.9, "knobs": 0.25, "legs": 0.25, "body": 0.9, "screen": 0.85, "kind": 0.7, "below": 0.25}
+FACTS = {"antennas": 1.0, "knobs": 0.5, "legs": 0.5, "body": 1.0, "screen": 1.0, "kind": 0.85, "below": 0.25}
 ATTRIBUTE = re.compile(rb'[\w:.-]+="[^"]*"')
 SIZES = (0.8, 0.94)  # longer side of a television, share of the picture's side
 APART = 110.0  # distance of two colors (RGB, levels) that lie side by side
@@ -240,10 +237,9 @@ def noun_of(rng: np.random.Generator, drawing: Drawing) -> str:
     kind = {"old": "old ", "flat": "flat-screen "}.get(drawing.kind, "") if told("kind") else ""
     color = f"{drawing.body} " if drawing.body and told("body") else ""
     words = f"{color}{kind}" if drawing.kind == "flat" else f"{kind}{color}"
-    facts = [part for part in ("antennas", "knobs", "legs") if part in drawing.parts and told(part)][:2]
+    screen = [scenes.article(f"{drawing.screen} screen")] if drawing.screen and told("screen") else []
+    facts = [part for part in ("antennas", "knobs", "legs") if part in drawing.parts and told(part)][: 2 - len(screen)] + screen
     below = [part for part in ("stand", "cabinet") if part in drawing.parts and told("below")]
-    if drawing.screen and len(facts) < 2 and not below and told("screen"):
-        facts.append(scenes.article(f"{drawing.screen} screen"))
     return f"{words}{PLAIN}" + (f" with {' and '.join(facts)}" if facts else "") + "".join(f" on a {part}" for part in below)
 
 
@@ -267,8 +263,8 @@ def outer_colors(pixels: np.ndarray) -> np.ndarray:
 def stands_out(drawing: Drawing, scene: scenes.Scene) -> bool:
     """Whether nine tenths of the drawing's outline and its screen differ from every color of the background."""
     outline = outer_colors(drawing.pixels)
-    far = [np.linalg.norm(outline - np.array(scenes.COLOURS[c]), axis=1) > 80 for c in scene.background]
-    apart = not drawing.screen or all(distance(drawing.screen, c) > 60 for c in scene.background)
+    far = [np.linalg.norm(outline - np.array(scenes.COLOURS[c]), axis=1) > 100 for c in scene.background]
+    apart = not drawing.screen or all(distance(drawing.screen, c) > 80 for c in scene.background)
     return apart and bool(np.logical_and.reduce(far).mean() > 0.9)
 
 

@@ -9,19 +9,11 @@ from pathlib import Path
 
 import torch
 
-from . import drawings, lessons, pack, render, selection, train
+from . import lessons, pack, render, selection, train
 
 HERE = Path(__file__).parents[2]
 PARTS, LESSONS = 120, 1500  # files of 4,096 single drawings, lessons of 128 pictures
-NAME_STEPS, CAPTION_STEPS = 2350, 1080
-
-
-def fill(build: Path, parts: int, count: int, first: int, step: int) -> None:
-    """Every `step`th file of the pool and of the lessons, from the `first`."""
-    torch.set_num_threads(1)
-    art = lessons.Art(build / "art")
-    drawings.fill(build / "pool", art, parts, first, step)
-    train.fill_lessons(build / "lessons", art, count, first, step)
+NAME_STEPS, CAPTION_STEPS = 4000, 1500
 
 
 def main() -> None:
@@ -41,7 +33,7 @@ def main() -> None:
     art = lessons.Art(args.build / "art")
     print(lessons.counts(art), flush=True)
     with get_context("spawn").Pool(args.processes) as pool:
-        pool.starmap(fill, [(args.build, args.parts, args.lessons, k, args.processes) for k in range(args.processes)])
+        pool.starmap(train.fill, [(args.build, args.parts, args.lessons, k, args.processes) for k in range(args.processes)])
     train.names(args.build, art, args.parts, args.name_steps)
     train.captions(args.build, art, args.parts, args.lessons, args.caption_steps)
     pack.pack(args.build, args.judge, args.package)

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import affine_grid, avg_pool2d, grid_sample
+from torch.nn.functional import affine_grid, avg_pool2d, grid_sample, interpolate, max_pool2d
 
 from dovetail.evaluation import gradients
 
@@ -14,6 +14,10 @@ from . import lessons
 SIDE = gradients.SIDE
 LEAST_HANDS = 3  # a name drawn by fewer is no class of its own
 PART = 4096  # pictures of a file of the pool
+COLORED = 0.4  # of the embedded base's own things, at least this share of the drawings is in color
+# How far drawings are distorted, so that a hand never seen is no surprise: standard deviations in radians, of the logarithm of
+# width to height, of the slant; the largest strength of bends, in half sides.
+TURN, STRETCH, SLANT, BEND = 0.2, 0.15, 0.12, 0.16
 
 
 def classes_of(art: lessons.Art) -> tuple[dict[str, int], dict[str, int]]:
@@ -35,14 +39,19 @@ class Drawings:
         weights = np.array([art._weight(name) for name in names]).clip(0, 12)
         self.sums = np.cumsum(weights / weights.sum())
         self.hands = [[[(r.colored, r.index) for r in rows] for rows in art.by_name[name].values()] for name in names]
+        self.colored = [
+            [kept for hand in hands if (kept := [row for row in hand if row[0]])] if lessons.is_of_the_base(name) else []
+            for name, hands in zip(names, self.hands, strict=True)
+        ]
 
     def batch(self, rng: np.random.Generator, size: int) -> tuple[Tensor, list[int]]:
         """Pictures in -1..1, (size, 3, SIDE, SIDE), and the number of each one's name."""
         chosen = np.searchsorted(self.sums, rng.random(size)).clip(max=len(self.hands) - 1).tolist()
-        dice = rng.random((size, 2))
+        dice = rng.random((size, 3))
         rows = []
         for k, name in enumerate(chosen):
-            hand = self.hands[name][int(dice[k, 0] * len(self.hands[name]))]
+            hands = self.colored[name] if self.colored[name] and dice[k, 2] < COLORED else self.hands[name]
+            hand = hands[int(dice[k, 0] * len(hands))]
             rows.append(hand[int(dice[k, 1] * len(hand))])
         return self._painted(rng, rows), chosen
 
@@ -65,13 +74,14 @@ class Drawings:
         flat, own = [k for k, (c, _) in enumerate(rows) if not c], [k for k, (c, _) in enumerate(rows) if c]
         if flat:
             both = torch.from_numpy(self.masks[[rows[k][1] for k in flat]]).float() / 255
-            line, whole = both[:, :1], both[:, 1:]
+            line, whole = _bolder(uniform(len(flat), 1, 1, 1), both[:, :1]), both[:, 1:]
             alpha = line + (1 - line) * whole * fill[flat]
             colors = body[flat][:, :, None, None] * line + inside[flat][:, :, None, None] * (alpha - line)
             sprites[flat] = torch.cat([colors, alpha], 1)
         if own:
             told = torch.from_numpy(self.colors[[rows[k][1] for k in own]]).float() / 255
-            sprites[own] = torch.cat([told[:, :3] * told[:, 3:], told[:, 3:]], 1)
+            tinted = _recolored(uniform(len(own), 5), told[:, :3])
+            sprites[own] = torch.cat([tinted * told[:, 3:], told[:, 3:]], 1)
         moved = grid_sample(sprites, _places(generator, size), align_corners=False)
         canvas = canvas * (1 - moved[:, 3:]) + moved[:, :3]
         soft = avg_pool2d(canvas, 3, 1, 1, count_include_pad=False) * 0.6 + 0.4 * canvas
@@ -80,16 +90,39 @@ class Drawings:
         return (2 * (canvas + noise) - 1).clamp(-1, 1)
 
 
+def _bolder(dice: Tensor, line: Tensor) -> Tensor:
+    """Lines as they are drawn, thicker in a quarter of the drawings and fainter in another."""
+    thick = max_pool2d(line, 3, 1, 1)
+    drawn = torch.where(dice < 0.25, line + 4 * dice * (thick - line), line)
+    return torch.where(dice > 0.75, line * (1.7 - 0.9 * dice), drawn)
+
+
+def _recolored(dice: Tensor, colors: Tensor) -> Tensor:
+    """Colors (n, 3, h, w) in 0..1 whose channels change places in an eighth of the drawings, and whose brightness varies."""
+    orders = torch.tensor([[1, 2, 0], [2, 0, 1], [0, 2, 1], [1, 0, 2], [2, 1, 0]])
+    order = torch.where(dice[:, :1] < 0.12, orders[(dice[:, 1] * len(orders)).long()], torch.arange(3))
+    moved = colors.gather(1, order[:, :, None, None].expand_as(colors))
+    return (moved * (0.75 + 0.4 * dice[:, 2:])[:, :, None, None]).clamp(0, 1)
+
+
 def _places(generator: torch.Generator, size: int) -> Tensor:
-    """Where each place of a picture lies in its drawing, (size, SIDE, SIDE, 2): turned, scaled, stretched, shifted a little."""
-    turn = torch.randn(size, generator=generator) * 0.1
+    """Where each place of a picture lies in its drawing, (size, SIDE, SIDE, 2).
+
+    Turned, scaled, stretched, slanted, shifted, and bent as one hand draws otherwise than another.
+    """
+    turn = torch.randn(size, generator=generator) * TURN
     scale = 0.55 + 0.45 * torch.rand(size, generator=generator)
-    stretch = torch.exp(0.08 * torch.randn(size, generator=generator))
+    stretch = torch.exp(STRETCH * torch.randn(size, generator=generator))
+    slant = SLANT * torch.randn(size, generator=generator)
     x, y = (1 - scale) * (2 * torch.rand((2, size), generator=generator) - 1) * 0.7
     cos, sin = turn.cos(), turn.sin()
     a, b, c, d = cos / (scale * stretch), sin / (scale * stretch), -sin * stretch / scale, cos * stretch / scale
+    b, d = b + slant * a, d + slant * c
     matrices = torch.stack([a, b, -(a * x + b * y), c, d, -(c * x + d * y)], 1).view(size, 2, 3)
-    return affine_grid(matrices, [size, 4, SIDE, SIDE], align_corners=False)
+    straight = affine_grid(matrices, [size, 4, SIDE, SIDE], align_corners=False)
+    bent = interpolate(torch.randn((size, 2, 4, 4), generator=generator), size=(SIDE, SIDE), mode="bicubic", align_corners=True)
+    strength = BEND * torch.rand((size, 1, 1, 1), generator=generator)
+    return straight + strength * bent.permute(0, 2, 3, 1)
 
 
 def _halved(pictures: np.ndarray) -> np.ndarray:
@@ -139,6 +172,12 @@ class Pool:
         parts = rng.integers(len(self.names), size=8).tolist()
         places = rng.integers(len(self.names[0]), size=(8, size // 8))
         return self._taken(list(zip(parts, places, strict=True)))
+
+    def mixed(self, rng: np.random.Generator, size: int, own: set[int]) -> tuple[Tensor, list[int]]:
+        """The same; a quarter are of the names in `own`, which are so told from each other."""
+        features, chosen = self.batch(rng, size - size // 4)
+        more, names = self.batch_of(rng, size // 4, own)
+        return torch.cat([features, more]), [*chosen, *names]
 
     def batch_of(self, rng: np.random.Generator, size: int, names: set[int]) -> tuple[Tensor, list[int]]:
         """The same of these names alone, each picture of them as likely; from eight parts of the pool."""

@@ -54,10 +54,11 @@ class Trial:
             by_name[row.icon.name].append(row)
         self.by_name = {n: by_name[n] for n in sorted(by_name)}
         self.hands = {n: art.hands[n] for n in self.by_name}
-        self.things: dict[str, list[render.Drawn]] = defaultdict(list)
+        self.things: dict[str, dict[str, list[render.Drawn]]] = defaultdict(lambda: defaultdict(list))  # hand -> thing
         for row in rows:
-            if row.icon.part == "held-out set" and row.icon.family == "emojione" and row.icon.icon in SPELLED:
-                self.things[SPELLED[row.icon.icon]].append(row)
+            thing = SPELLED.get(row.icon.icon) or SPELLED.get(row.icon.name.replace(" ", "-"))
+            if row.icon.part == "held-out set" and thing:
+                self.things[row.icon.family][thing].append(row)
         self.kinds: dict[str, dict[str, list[render.Drawn]]] = defaultdict(lambda: defaultdict(list))
         for row in rows:
             if row.icon.part == "held-out kind" and row.icon.name in kinds:
@@ -78,21 +79,22 @@ class Trial:
 
     def captions(
         self, rng: np.random.Generator, score: Callable[[Tensor, list[str]], Tensor], by_name: dict[str, list[render.Drawn]],
-        names: list[str], apart: bool = False,
+        names: list[str], apart: bool = False, among: list[str] | None = None,
     ) -> tuple[int, int]:  # fmt: skip
-        """(right, asked): one picture of each name against its own caption and 63 of other names.
+        """(right, asked): one picture of each name against its own caption and 63 of other names, of those `among` if given.
 
         No false caption is true in other words (one name's words all among the other's, synonyms counted as one word); with
         `apart` it shares no word at all.
         """
         rows = [by_name[n][rng.integers(len(by_name[n]))] for n in names]
-        texts = [f"a drawing of {wording.article(n)}" for n in names]
+        said = [*names, *(n for n in among or () if n not in by_name)]
+        texts = [f"a drawing of {wording.article(n)}" for n in said]
         scores = torch.cat([score(self.pictures(rng, rows[k : k + 128]), texts) for k in range(0, len(rows), 128)]).numpy()
-        canon = [wording.canon(n) for n in names]
+        canon = [wording.canon(n) for n in said]
         right = 0
         for k in range(len(names)):
             others: list[int] = []
-            for other in rng.permutation(len(names)).tolist():
+            for other in rng.permutation(len(said)).tolist():
                 a, b = canon[k], canon[other]
                 if not (a & b if apart else (a <= b or b <= a)):
                     others.append(other)

@@ -14,7 +14,7 @@ from recipes.embedded_base import scenes, televisions
 from . import painting, render, selection, wording
 
 SIDE = 64
-SHARES = {"plain": 0.5, "facts": 0.25, "scene": 0.15, "wide": 0.1}  # of a batch
+SHARES = {"plain": 0.4, "facts": 0.35, "scene": 0.15, "wide": 0.1}  # of a batch
 ALONE = 0.05  # weight of a name that only one hand drew
 BASE_WEIGHT = 4.0  # how much oftener the base's own things come
 TELEVISION_WEIGHT = 80.0  # of each of the names of a television, few of whose drawings are the judge's
@@ -222,12 +222,10 @@ def batch_of(step: int, size: int, art: Art, extra: int = 144, seed: int = 41, s
                 else:
                     own = group if k % 32 < 16 else int(rng.integers(2**32))
                     caption = wording.describe(own, facts)
-                    other = wording.altered(rng, facts, near_name(rng, art, facts.name))
-                    false = wording.describe(own, other)
-                    if false != caption:
-                        wrong.append((number, false))
-                        same_thing = other.name == facts.name
-                        wrong_names.append("" if same_thing else other.name)
+                    for other in wording.alterations(rng, facts, near_name(rng, art, facts.name)):
+                        if (false := wording.describe(own, other)) != caption:
+                            wrong.append((number, false))
+                            wrong_names.append("" if other.name == facts.name else other.name)
                 names.append(name), said.append(facts.name)
             else:
                 pairs, drawn = art.base_pairs, art.base

@@ -43,6 +43,14 @@ def fill_lessons(folder: Path, art: lessons.Art, count: int, first: int = 0, ste
         file.with_suffix(".new").replace(file)
 
 
+def fill(build: Path, parts: int, count: int, first: int, step: int) -> None:
+    """Every `step`th file of the pool and of the lessons from the `first`, in a process of its own."""
+    torch.set_num_threads(1)
+    art = lessons.Art(build / "art")
+    drawings.fill(build / "pool", art, parts, first, step)
+    fill_lessons(build / "lessons", art, count, first, step)
+
+
 class Learner(nn.Module):
     """The towers, and a head over names and words that is thrown away when the training is over."""
 
@@ -159,6 +167,11 @@ def learner(out: Path, art: lessons.Art, shape: Shape | None = None) -> tuple[Le
     return Learner(known, drawings.classes_of(art), drawings.names_of(art)).train(), Encoder(tokenizer)
 
 
+def own_names(model: Learner) -> set[int]:
+    """Numbers of the names of what the embedded base draws and of televisions."""
+    return {k for k, name in enumerate(model.names) if lessons.is_of_the_base(name)}
+
+
 def names(
     out: Path, art: lessons.Art, parts: int, steps: int, size: int = 512, peak: float = 2e-3, stop: int | None = None,
     shape: Shape | None = None,
@@ -167,15 +180,15 @@ def names(
     model, _ = learner(out, art, shape)
     trained = [*model.towers.kinds.parameters(), *model.head.parameters()]
     course = Course(out / "names.pt", model, [{"params": trained, "times": 1.0}], peak, steps)
-    pool = drawings.Pool(out / "pool", parts)
+    pool, known = drawings.Pool(out / "pool", parts), own_names(model)
     while course.step < min(steps, stop or steps):
         torch.manual_seed(course.step)  # of the dropout and the mirror
-        features, chosen = pool.batch(np.random.default_rng([52, course.step]), size)
-        maps = gradients.maps_of(features)
-        turned = torch.rand(len(maps)) < 0.5
-        maps[turned] = gradients.mirrored(maps[turned])
+        rng = np.random.default_rng([52, course.step])
+        features, chosen = pool.mixed(rng, size, known)
+        turned = torch.rand(len(features)) < 0.5
+        features[turned] = gradients.mirrored(features[turned])
         with torch.autocast("cpu", torch.bfloat16):
-            sort = model.sorting_loss(model.towers.kinds(maps), chosen)
+            sort = model.sorting_loss(model.towers.kinds(features), chosen)
         course.descend({"sort": sort}, {"sort": 1.0})
         if course.step % SAVED_EVERY == 0:
             course.save()
@@ -187,25 +200,19 @@ def captions(
     out: Path, art: lessons.Art, parts: int, count: int, steps: int, size: int = 256, peak: float = 1.5e-3,
     stop: int | None = None, shape: Shape | None = None,
 ) -> Course:  # fmt: skip
-    """The second half, from what the first left in `out/names.pt`. Goes on from `out/captions.pt`.
-
-    A quarter of the single drawings are of the embedded base's own things and of televisions, which are told from each other.
-    """
+    """The second half, from what the first left in `out/names.pt`. Goes on from `out/captions.pt`."""
     model, encoder = learner(out, art, shape)
     model.load_state_dict(torch.load(out / "names.pt", weights_only=True)["mean"])
     model.towers.kinds.eval()
     ids = {id(p) for p in (*model.towers.kinds.parameters(), *model.head.parameters())}
     fresh = [p for p in model.parameters() if id(p) not in ids]
     course = Course(out / "captions.pt", model, [{"params": fresh, "times": 1.0}], peak, steps)
-    pool = drawings.Pool(out / "pool", parts)
-    known = {k for k, name in enumerate(model.names) if lessons.is_of_the_base(name)}
+    pool, known = drawings.Pool(out / "pool", parts), own_names(model)
     while course.step < min(steps, stop or steps):
         torch.manual_seed(course.step)
         rng = np.random.default_rng([71, course.step])
         batch = pickle.loads((out / "lessons" / f"{course.step % count:05d}.pickle").read_bytes())
-        features, chosen = pool.batch(rng, size - size // 4)
-        more, own = pool.batch_of(rng, size // 4, known)
-        features, chosen = torch.cat([features, more]), [*chosen, *own]
+        features, chosen = pool.mixed(rng, size, known)
         with torch.autocast("cpu", torch.bfloat16):
             caption = model.caption_loss(batch, encoder)
             name = model.name_loss(features, chosen, batch.extra, encoder, rng)

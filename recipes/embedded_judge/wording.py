@@ -105,17 +105,21 @@ def describe(wording: int, facts: Facts) -> str:
 
 def altered(rng: np.random.Generator, facts: Facts, other_name: str) -> Facts:
     """The facts with one made wrong: the thing, its color, the background or the place."""
-    kinds = ["thing", "thing"] + ["color"] * bool(facts.color) + ["ground"] * bool(facts.background or facts.ground)
-    kinds += ["place"] * bool(facts.place)
-    kind = str(rng.choice(kinds))
-    if kind == "thing":
-        return replace(facts, name=other_name)
-    if kind == "color":
-        return replace(facts, color=str(rng.choice([c for c in PLAIN_COLORS if c not in facts.color])))
-    if kind == "place":
-        places = ["on the left", "on the right", "at the top", "at the bottom"]
-        return replace(facts, place=str(rng.choice([p for p in places if p.split()[-1] not in facts.place])))
+    found = alterations(rng, facts, other_name)
+    return found[int(rng.integers(len(found)))]
+
+
+def alterations(rng: np.random.Generator, facts: Facts, other_name: str) -> list[Facts]:
+    """The facts with each of them made wrong in turn: the thing, its color, the background, the place."""
+    found = [replace(facts, name=other_name)]
+    if facts.color:
+        found.append(replace(facts, color=str(rng.choice([c for c in PLAIN_COLORS if c not in facts.color]))))
     if facts.ground:
-        return replace(facts, ground=str(rng.choice([g for g in GROUNDS if g != facts.ground])))
-    color = str(rng.choice([c for c in PLAIN_COLORS if all(c not in b for b in facts.background)]))
-    return replace(facts, background=(color, *facts.background[1:]))
+        found.append(replace(facts, ground=str(rng.choice([g for g in GROUNDS if g != facts.ground]))))
+    elif facts.background:
+        color = str(rng.choice([c for c in PLAIN_COLORS if all(c not in b for b in facts.background)]))
+        found.append(replace(facts, background=(color, *facts.background[1:])))
+    if facts.place:
+        places = ["on the left", "on the right", "at the top", "at the bottom"]
+        found.append(replace(facts, place=str(rng.choice([p for p in places if p.split()[-1] not in facts.place]))))
+    return found

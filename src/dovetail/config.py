@@ -98,7 +98,7 @@ class Training(Table):
     steps: int | None = Field(
         None, gt=0, description="optimizer steps at most; empty means as many as the pictures call for (docs/training.md)"
     )
-    batch_size: int = Field(16, gt=0, description="pictures a forward pass")
+    batch_size: int = Field(8, gt=0, description="pictures a forward pass")
     gradient_accumulation_steps: int = Field(1, gt=0)
     learning_rate: float | None = Field(
         None, gt=0, description="empty means the one that came with the base, else 1e-5 full and 1e-4 LoRA"

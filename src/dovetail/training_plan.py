@@ -6,8 +6,8 @@ is counted in passes, one picture once through the U-Net; forward and backward t
 
 import math
 
-PICTURES_PER_ROOT = 1_650  # pictures learned from, rehearsal included, for each square root of a distinct training picture
-FEWEST_STEPS, MOST_STEPS, USUAL_BATCH = 120, 2_000, 16
+PICTURES_PER_ROOT = 990  # pictures learned from, rehearsal included, for each square root of a distinct training picture
+FEWEST_STEPS, MOST_STEPS, USUAL_BATCH = 150, 2_500, 8
 MEASUREMENTS = 20  # of the held-out loss over a plan, at most
 MEASURING_SHARE = 0.05  # of the passes of the steps may go into held-out losses
 MOST_MEASURED = 32  # validation pictures in each of them

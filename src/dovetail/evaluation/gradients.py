@@ -13,22 +13,42 @@ from torch.nn.functional import affine_grid, avg_pool2d, grid_sample, interpolat
 
 SIDE, CELLS, DIRECTIONS = 32, 16, 8
 LAYERS = DIRECTIONS + 1  # edges by direction, and what stands out
+SHADES = 4  # of each color channel in a histogram of colors
 EDGES = LAYERS * CELLS**2  # numbers that tell the shape of what the frame holds, in 0..1
+TINTS = 3 * (CELLS // 2) ** 2  # numbers that tell colors and where they are, in 0..1; of the frame, then of the whole picture
 COVERED = CELLS**2  # numbers that tell where something stands in the whole picture, in 0..1
-TINTS = 3 * (CELLS // 2) ** 2  # numbers that tell colors and where they are, in 0..1
-WIDTH = EDGES + COVERED + TINTS
+COLORS = SHADES**3  # numbers that tell how much there is of each color, roots of shares; of what stands out, then of the ground
+WIDTH = EDGES + TINTS + COVERED + TINTS + 2 * COLORS
 MARGIN = 0.08  # of the frame, around what stands out
 APPARENT = 0.25  # share of the farthest color from which a pixel counts as standing out
 
 
 @torch.no_grad()
 def features(pictures: Tensor) -> Tensor:
-    """Float (n, WIDTH) in 0..1 of pictures (n, 3, h, w) in -1..1."""
+    """Float (n, WIDTH) in 0..1 of pictures (n, 3, h, w) in -1..1: edges, tints, coverage, tints, colors, as above."""
     x = pictures.float()
     small = x if x.shape[-2:] == (SIDE, SIDE) else interpolate(x, size=(SIDE, SIDE), mode="area")
-    covered = avg_pool2d(standing_out(small), SIDE // CELLS)
-    colors = avg_pool2d(small, 2 * SIDE // CELLS) / 2 + 0.5
-    return torch.cat([edges(framed(x)).flatten(1), covered.flatten(1), colors.flatten(1)], 1)
+    frame, apparent = framed(x), standing_out(small)
+    ground = (1 - apparent / APPARENT).clamp(min=0)
+    parts = [edges(frame), _tints(frame), avg_pool2d(apparent, SIDE // CELLS), _tints(small)]
+    parts += [color_shares(frame, relu(standing_out(frame) - APPARENT)), color_shares(small, ground)]
+    return torch.cat([part.flatten(1) for part in parts], 1)
+
+
+def _tints(x: Tensor) -> Tensor:
+    return avg_pool2d(x, 2 * SIDE // CELLS) / 2 + 0.5
+
+
+def color_shares(x: Tensor, weights: Tensor) -> Tensor:
+    """Root of each color's share of the pixels of (n, 3, h, w) in -1..1, weighted by (n, 1, h, w): float (n, COLORS).
+
+    A pixel between two shades counts for both, the nearer one more.
+    """
+    shades = torch.linspace(0, 1, SHADES)[:, None]
+    red, green, blue = (relu(1 - (c.flatten(1)[:, None] / 2 + 0.5 - shades).abs() * (SHADES - 1)) for c in x.unbind(1))
+    pairs = (red[:, :, None] * green[:, None]).flatten(1, 2)
+    counts = (pairs @ (blue * weights.flatten(2)).transpose(1, 2)).flatten(1)
+    return (counts / counts.sum(1, keepdim=True).clamp_min(1e-6)).sqrt()
 
 
 def maps_of(features: Tensor) -> Tensor:
@@ -36,10 +56,29 @@ def maps_of(features: Tensor) -> Tensor:
     return features[:, :EDGES].reshape(len(features), LAYERS, CELLS, CELLS)
 
 
-def mirrored(maps: Tensor) -> Tensor:
-    """Edge maps of the same pictures seen in a mirror, left and right exchanged."""
+def tints_of(features: Tensor) -> Tensor:
+    """The tints of the frame, (n, TINTS), that stand second in features (n, WIDTH)."""
+    return features[:, EDGES : EDGES + TINTS]
+
+
+def mirrored(features: Tensor) -> Tensor:
+    """Features (n, WIDTH) of the same pictures seen in a mirror, left and right exchanged."""
+    maps, frame, covered, tints, colors = features.split([EDGES, TINTS, COVERED, TINTS, 2 * COLORS], 1)
     order = [(DIRECTIONS - k) % DIRECTIONS for k in range(DIRECTIONS)]
-    return maps.flip(-1)[:, [*order, DIRECTIONS]]
+    turned = maps.reshape(-1, LAYERS, CELLS, CELLS).flip(-1)[:, [*order, DIRECTIONS]]
+    sides = [
+        x.unflatten(1, (-1, side, side)).flip(-1) for x, side in ((frame, CELLS // 2), (covered, CELLS), (tints, CELLS // 2))
+    ]
+    return torch.cat([turned.flatten(1), *(x.flatten(1) for x in sides), colors], 1)
+
+
+def turned(x: Tensor, degrees: float) -> Tensor:
+    """Pictures (n, 3, h, w) turned about their center; the border goes on beyond it."""
+    if not degrees:
+        return x
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    matrices = torch.tensor([[cos, -sin, 0.0], [sin, cos, 0.0]]).expand(len(x), 2, 3)
+    return grid_sample(x, affine_grid(matrices, list(x.shape), align_corners=False), padding_mode="border", align_corners=False)
 
 
 def framed(x: Tensor) -> Tensor:

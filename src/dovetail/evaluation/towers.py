@@ -37,9 +37,9 @@ class Shape:
 
 
 class KindTower(nn.Module):
-    """Edge maps of a picture, (n, LAYERS, CELLS, CELLS), to a place in the space of kinds, (n, kind).
+    """Features of a picture, (n, WIDTH), to a place in the space of kinds, (n, kind).
 
-    Three convolutions see what is drawn, histograms of the same edges roughly where; both meet in a hidden state.
+    Three convolutions see what is drawn; histograms of the same edges, and tints, roughly where. Both meet in a hidden state.
     """
 
     def __init__(self, shape: Shape) -> None:
@@ -49,19 +49,22 @@ class KindTower(nn.Module):
         self.near, self.near_norm = nn.Conv2d(first, second, 3, 1, 1), nn.BatchNorm2d(second)
         self.far, self.far_norm = nn.Conv2d(second, third, 3, 2, 1), nn.BatchNorm2d(third)
         self.deep = nn.Linear(third * (gradients.CELLS // 4) ** 2, shape.hidden, bias=False)
-        self.rough_norm = nn.BatchNorm1d(gradients.HISTOGRAMS, affine=False)
-        self.rough, self.norm = nn.Linear(gradients.HISTOGRAMS, shape.hidden), nn.BatchNorm1d(shape.hidden)
+        rough = gradients.HISTOGRAMS + gradients.TINTS
+        self.rough_norm = nn.BatchNorm1d(rough, affine=False)
+        self.rough, self.norm = nn.Linear(rough, shape.hidden), nn.BatchNorm1d(shape.hidden)
         self.second, self.second_norm = nn.Linear(shape.hidden, shape.hidden), nn.BatchNorm1d(shape.hidden)
         self.last, self.last_norm = nn.Linear(shape.hidden, shape.kind), nn.BatchNorm1d(shape.kind, affine=False)
         self.dropout = nn.Dropout(0.15)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def forward(self, maps: Tensor) -> Tensor:
+    def forward(self, features: Tensor) -> Tensor:
         """Centered, of about unit variance, float32."""
+        maps = gradients.maps_of(features)
+        rough = torch.cat([gradients.histograms(maps), gradients.tints_of(features)], 1)
         x = (2 * maps - 0.5).contiguous(memory_format=torch.channels_last)
         x = relu(self.near_norm(self.near(relu(self.stem_norm(self.stem(x))))))
         x = relu(self.far_norm(self.far(x)))
-        hidden = self.deep(x.flatten(1)) + self.rough(self.rough_norm(gradients.histograms(maps)))
+        hidden = self.deep(x.flatten(1)) + self.rough(self.rough_norm(rough))
         hidden = self.dropout(relu(self.norm(hidden)))
         hidden = hidden + self.dropout(relu(self.second_norm(self.second(hidden))))
         found: Tensor = self.last_norm(self.last(hidden).float())
@@ -110,7 +113,7 @@ class Layer(nn.Module):
 
 
 class TextTower(nn.Module):
-    """Token numbers to mean token states (n, width)."""
+    """Token numbers to a weighted mean of token states (n, width)."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -118,6 +121,7 @@ class TextTower(nn.Module):
         self.places = nn.Parameter(torch.randn(shape.tokens, shape.text_width) * 0.02)
         self.layers = nn.ModuleList(Layer(shape.text_width, shape.heads) for _ in range(shape.text_layers))
         self.norm = nn.LayerNorm(shape.text_width)
+        self.weigh = nn.Linear(shape.text_width, 1)  # how much a token counts: of a long caption the noun more than "with a"
         nn.init.normal_(self.words.weight, std=0.05)
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
@@ -125,8 +129,12 @@ class TextTower(nn.Module):
         x = self.words(tokens) + self.places[: tokens.shape[1]]
         for layer in self.layers:
             x = layer(x, mask[:, None, None])
-        weights = mask.unsqueeze(-1).to(x.dtype)
-        return (self.norm(x) * weights).sum(1) / weights.sum(1)  # type: ignore[no-any-return]
+        x = self.norm(x)
+        weights = self.weigh(x).float().masked_fill(~mask.unsqueeze(-1), -1e4).softmax(1)
+        return (x * weights).sum(1)  # type: ignore[no-any-return]
+
+
+VIEWS = (0.0, -8.0, 8.0, -16.0, 16.0)  # degrees by which a picture is turned before its places in the space of kinds are averaged
 
 
 class Towers(nn.Module):
@@ -142,8 +150,10 @@ class Towers(nn.Module):
         self.scale = nn.Parameter(torch.tensor(3.0))  # logarithm of what cosines are multiplied by in training
 
     def see(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
-        """Of pictures in -1..1, (n, 3, h, w): see `see_features`."""
-        return self.see_features(gradients.features(pictures))
+        """Of pictures in -1..1, (n, 3, h, w), each seen straight and a little turned: see `see_features`."""
+        views = [gradients.features(gradients.turned(pictures, degrees)) for degrees in VIEWS]
+        kinds = torch.stack([self.kinds_of(view) for view in views]).mean(0)
+        return self.see_features(views[0], kinds)
 
     def see_features(self, features: Tensor, kinds: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Unit vectors in the joint space (n, joint) and in the space of kinds (n, kind).
@@ -156,8 +166,7 @@ class Towers(nn.Module):
 
     def kinds_of(self, features: Tensor) -> Tensor:
         """Places in the space of kinds (n, kind), not of unit length: the mean of a picture and its mirror image."""
-        maps = gradients.maps_of(features)
-        found: Tensor = (self.kinds(maps) + self.kinds(gradients.mirrored(maps))) / 2
+        found: Tensor = (self.kinds(features) + self.kinds(gradients.mirrored(features))) / 2
         return found
 
     def read(self, tokens: Tensor, mask: Tensor) -> Tensor:
