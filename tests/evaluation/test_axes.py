@@ -146,6 +146,14 @@ def test_broken_pictures_are_told_by_what_is_wrong(kind: str) -> None:
     assert axes.broken_axis(faults, good, faults).outcome == "even"  # the real pictures are like that
 
 
+def test_drawings_on_pure_white_are_not_saturated_where_real_ones_are_like_that() -> None:
+    drawn = np.full((32, 32, 3), 255, np.uint8)
+    drawn[8:24, 8:24] = np.random.default_rng(1).integers(20, 230, (16, 16, 3))
+    assert axes.fault_of(drawn, limit=axes.saturation_limit([])) == "saturated"
+    assert axes.fault_of(drawn, limit=axes.saturation_limit([drawn])) == ""
+    assert axes.fault_of(_pictures("saturated")[0], limit=axes.saturation_limit([drawn])) == "saturated"
+
+
 def test_numbers_that_are_none_are_broken_and_one_accident_is_forgiven() -> None:
     assert axes.fault_of(_pictures("good")[0], finite=False) == "not a number"
     assert axes.broken_axis(["blank"] + [""] * 63, [""] * 64, [""] * 8).outcome == "even"

@@ -47,12 +47,12 @@ def pictures(count: int = 12) -> tuple[list[NDArray[np.uint8]], list[str]]:
 def test_a_judge_that_sees_what_the_captions_say_is_able() -> None:
     found = competence.try_judge(ColorJudge(), *pictures(), NOUNS)
     assert found.able and not found.reason
-    assert found.able_kinds() >= {"object", "attribute"}
+    assert found.able_kinds() >= {"object", "color"}
 
 
 def test_a_judge_that_does_not_know_the_thing_is_not_able_though_it_knows_the_colors() -> None:
     found = competence.try_judge(ColorJudge(thing="dog"), *pictures(), NOUNS)
-    assert not found.able and "attribute" in found.able_kinds() and "object" not in found.able_kinds()
+    assert not found.able and "color" in found.able_kinds() and "object" not in found.able_kinds()
 
 
 class Listed(ColorJudge):

@@ -21,7 +21,11 @@ LEAST_WITHIN = 0.1  # of the same, for samples of one prompt: a small set of dra
 LEAST_WORDS = 0.5  # of the base's use of words that must be left
 LEAST_CONTROL = 4  # held-out pictures that copies can be compared with
 LEAST_BROKEN = 2  # broken samples that are no accident
-BLANK_SPREAD, SATURATED_SHARE = 3.0, 0.99  # standard deviation of a blank picture's values; share of values at 0 or 255
+BLANK_SPREAD = 3.0  # standard deviation of a blank picture's values
+SATURATED_SHARE, BEYOND = (
+    0.6,
+    0.1,
+)  # share of values at 0 or 255, and by how much it exceeds that of nine in ten pictures for comparison
 FEW_PROMPTS = "Give held-out pictures with different captions: at least {} are needed."
 
 
@@ -236,14 +240,24 @@ def production_axis(production: Sequence[float], tuned: Sequence[float], prompts
     )  # fmt: skip
 
 
-def fault_of(image: NDArray[np.uint8], finite: bool = True) -> str:
-    """What is broken about a picture: "not a number", "blank", "saturated", or ""."""
+def saturation_limit(pictures: Sequence[NDArray[np.uint8]]) -> float:
+    """The share of values at 0 or 255 above which a sample is saturated, where real pictures or the base's are these."""
+    usual = float(np.quantile([_saturation(image) for image in pictures], 0.9)) if pictures else 0.0
+    return max(SATURATED_SHARE, usual + BEYOND)
+
+
+def _saturation(image: NDArray[np.uint8]) -> float:
+    return float(((image == 0) | (image == 255)).mean())
+
+
+def fault_of(image: NDArray[np.uint8], finite: bool = True, limit: float = SATURATED_SHARE) -> str:
+    """What is broken about a picture: "not a number", "blank", "saturated" (above `limit`, see `saturation_limit`), or ""."""
     if not finite:
         return "not a number"
     values = image.astype(np.float32)
     if float(values.std(axis=(0, 1)).max()) < BLANK_SPREAD:
         return "blank"
-    return "saturated" if float(((image == 0) | (image == 255)).mean()) > SATURATED_SHARE else ""
+    return "saturated" if _saturation(image) > limit else ""
 
 
 def broken_axis(tuned: Sequence[str], base: Sequence[str], real: Sequence[str]) -> AxisResult:

@@ -17,7 +17,7 @@ from dovetail.evaluation.caption_phrases import Adjective, Phrase, is_color
 from dovetail.evaluation.caption_reading import OPPOSITE_POSITIONS, OPPOSITE_RELATIONS, Reading, Relation, read, simple_relation
 from dovetail.evaluation.caption_words import akin, article, is_plural, plural, singular
 
-Kind = Literal["object", "attribute", "count", "relation"]
+Kind = Literal["object", "color", "background", "attribute", "count", "relation"]
 MAX_CONTRASTS = 16  # of one part: a vocabulary may hold thousands of nouns
 _ONE_DIRECTION = (  # the other way round would be another picture
     "left of", "right of", "in front of", "behind", "above", "below", "over", "under", "beneath", "underneath", "on",
@@ -115,7 +115,8 @@ def _phrase_parts(phrase: Phrase, others: Sequence[str]) -> Iterator[Part]:
             continue
         statement = phrase.named(adjective=adjective.text)
         contrasts = tuple(phrase.named(adjective=other) for other in _other_adjectives(adjective, phrase))
-        yield Part(kind="attribute", statement=statement, contrasts=contrasts, words=adjective.text)
+        kind: Kind = "attribute" if not is_color(adjective) else "background" if phrase.is_background else "color"
+        yield Part(kind=kind, statement=statement, contrasts=contrasts, words=adjective.text)
     if phrase.count is not None and phrase.is_thing:
         counts = tuple(_counted(phrase.noun, n) for n in _other_counts(phrase.count))
         statement = _counted(phrase.noun, phrase.count)

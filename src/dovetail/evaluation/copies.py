@@ -52,6 +52,15 @@ def shape_descriptors(images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32
     return np.array(found, dtype=np.float32).reshape(len(images), -1)
 
 
+def color_descriptors(images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
+    """Which colors are where: the mean colors of 4 x 4 cells around mid-gray, unit vectors (n, 48)."""
+    cells = [
+        np.asarray(Image.fromarray(i).resize((4, 4), Image.Resampling.BOX), np.float32).ravel() / 127.5 - 1 for i in images
+    ]
+    found = np.array(cells, dtype=np.float32).reshape(len(images), -1)
+    return np.asarray(found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-6), dtype=np.float32)
+
+
 def mirrored(images: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.uint8]]:
     """The pictures left to right, as training may have seen them."""
     return [np.ascontiguousarray(image[:, ::-1]) for image in images]

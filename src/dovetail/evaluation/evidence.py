@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from dovetail.errors import ModelError
 from dovetail.evaluation import axes, competence, copies, parts
-from dovetail.evaluation.caption_parts import nouns
+from dovetail.evaluation.caption_parts import Part, nouns
+from dovetail.evaluation.color_judge import ColorJudge
 from dovetail.evaluation.judges import ImageEncoder, Judge
 from dovetail.evaluation.losses import HeldOutLosses
 from dovetail.evaluation.samples import quadrants
@@ -17,6 +18,7 @@ from dovetail.records import AxisResult
 
 Image = NDArray[np.uint8]
 MOST_TRIALS = 24  # real pictures that a judge is tried on
+COLOR_KINDS = frozenset(["color", "background"])
 LARGEST_NAN_SHARE = 0.2  # of a judge's scores, above which it is left out
 GIVE_A_JUDGE = "Give another judge as [evaluation] judge: a CLIP or SigLIP folder, or a visual question answerer."
 
@@ -67,9 +69,10 @@ def collect(
     if questioner is not None:
         judged = [axis for axis in judged if axis.name != "parts"] + [_parts_of(pictures, questioner, tried)]
     seen, nearest = _seen(pictures, encoder)
-    faults = [axes.fault_of(image, good) for image, good in zip(pictures.tuned, pictures.tuned_finite, strict=True)]
+    limit = axes.saturation_limit([*pictures.base, *pictures.real])
+    faults = [axes.fault_of(image, good, limit) for image, good in zip(pictures.tuned, pictures.tuned_finite, strict=True)]
     broken = axes.broken_axis(
-        faults, [axes.fault_of(image) for image in pictures.base], [axes.fault_of(image) for image in pictures.real]
+        faults, *([axes.fault_of(image, True, limit) for image in side] for side in (pictures.base, pictures.real))
     )
     found = [*judged, *seen, *_loss_axes(losses, groups), broken]
     for axis in found:
@@ -191,9 +194,19 @@ def _paired(
 
 
 def _parts_axis(pictures: Pictures, judge: Judge, able: competence.Competence, vocabulary: Sequence[str]) -> AxisResult:
-    asked = competence.asked_parts(pictures.prompts, vocabulary, able.able_kinds())
-    if not asked:
-        return axes.cannot_judge("parts", "the captions have no parts that this judge can be asked about")
+    """Every part is asked of the judge; colors that it cannot tell apart are asked of the pixels, where these can."""
+    kinds = {judge: able.able_kinds()}
+    if left := COLOR_KINDS - able.able_kinds():
+        colors = ColorJudge()
+        kinds[colors] = _try_on_real(pictures, colors).able_kinds() & left
+    found: list[parts.PartScore] = []
+    for who, able_kinds in kinds.items():
+        asked = competence.asked_parts(pictures.prompts, vocabulary, able_kinds)
+        found += _part_scores(pictures, who, asked) if asked else []
+    return parts.parts_axis(found, len(pictures.prompts))
+
+
+def _part_scores(pictures: Pictures, judge: Judge, asked: Sequence[tuple[int, Part]]) -> list[parts.PartScore]:
     shown: list[tuple[Image, int]] = []  # picture, number of the part
     for k, (prompt, _) in enumerate(asked):
         block = slice(prompt * pictures.seeds, (prompt + 1) * pictures.seeds)
@@ -209,10 +222,9 @@ def _parts_axis(pictures: Pictures, judge: Judge, able: competence.Competence, v
         won.append(bool(truth > max(rivals)))
     width = 2 * pictures.seeds + 1
     rows = [won[k * width : (k + 1) * width] for k in range(len(asked))]
-    found = parts.score_parts(
+    return parts.score_parts(
         asked, [r[: pictures.seeds] for r in rows], [r[pictures.seeds : -1] for r in rows], [r[-1] for r in rows]
     )
-    return parts.parts_axis(found, len(pictures.prompts))
 
 
 def _seen(pictures: Pictures, encoder: ImageEncoder) -> tuple[list[AxisResult], list[tuple[int, float]]]:
@@ -239,7 +251,9 @@ def _seen(pictures: Pictures, encoder: ImageEncoder) -> tuple[list[AxisResult], 
         axes.copies_axis(copied, each, len(pictures.held_out)) if copied else axes.cannot_judge(
             "copies", "there are too few held-out pictures to tell copies from likeness", "Add pictures.", required=True
         ),
-        axes.variety_axis(base, tuned, real, pictures.prompts),
+        axes.variety_axis(
+            _colored(pictures.base, base), _colored(pictures.tuned, tuned), _colored(pictures.real, real), pictures.prompts
+        ),
         axes.details_axis(crops[0], crops[1], crops[2], crops[3], pictures.prompts),
     ]  # fmt: skip
     nearest = list(zip(copied.nearest.tolist(), copied.similarities.tolist(), strict=True)) if copied else []
@@ -249,6 +263,12 @@ def _seen(pictures: Pictures, encoder: ImageEncoder) -> tuple[list[AxisResult], 
 def _by_prompt(encoder: ImageEncoder, images: Sequence[Image], each: int) -> NDArray[np.float32]:
     vectors = encoder.embed_images(images).numpy()
     return np.asarray(vectors.reshape(-1, each, vectors.shape[-1]))
+
+
+def _colored(images: Sequence[Image], kinds: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What is drawn and in which colors, each half of the similarity: an encoder of kinds may be blind to colors."""
+    colors = copies.color_descriptors(images).reshape(*kinds.shape[:2], -1)
+    return np.asarray(np.concatenate([kinds, colors], axis=2) / np.sqrt(2), dtype=np.float32)
 
 
 def _copies(pictures: Pictures, encoder: ImageEncoder) -> copies.CopyFinding | None:

@@ -63,13 +63,12 @@ def tints_of(features: Tensor) -> Tensor:
 
 def mirrored(features: Tensor) -> Tensor:
     """Features (n, WIDTH) of the same pictures seen in a mirror, left and right exchanged."""
-    maps, frame, covered, tints, colors = features.split([EDGES, TINTS, COVERED, TINTS, 2 * COLORS], 1)
+    maps, frame, covered, tints, colors = torch.split(features, [EDGES, TINTS, COVERED, TINTS, 2 * COLORS], 1)
     order = [(DIRECTIONS - k) % DIRECTIONS for k in range(DIRECTIONS)]
     turned = maps.reshape(-1, LAYERS, CELLS, CELLS).flip(-1)[:, [*order, DIRECTIONS]]
-    sides = [
-        x.unflatten(1, (-1, side, side)).flip(-1) for x, side in ((frame, CELLS // 2), (covered, CELLS), (tints, CELLS // 2))
-    ]
-    return torch.cat([turned.flatten(1), *(x.flatten(1) for x in sides), colors], 1)
+    half = CELLS // 2
+    sides = [frame.reshape(-1, 3, half, half), covered.reshape(-1, 1, CELLS, CELLS), tints.reshape(-1, 3, half, half)]
+    return torch.cat([turned.flatten(1), *(x.flip(-1).flatten(1) for x in sides), colors], 1)
 
 
 def turned(x: Tensor, degrees: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""Which parts of the prompts were painted: objects, attributes, counts and relations, each won or lost by name."""
+"""Which parts of the prompts were painted: objects, colors, attributes, counts and relations, each won or lost by name."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -55,13 +55,14 @@ def score_parts(
                 interval=interval, missed=missed,
             )
         )  # fmt: skip
-    return sorted(found, key=lambda p: (p.tuned - p.base, p.words))
+    return found
 
 
 def parts_axis(found: Sequence[PartScore], prompts: int) -> AxisResult:
     """Are parts of the prompt missing? Lost where a part that real pictures show is missed, by name."""
     if not found:
         return cannot_judge("parts", "the captions have no parts that this judge can be asked about")
+    found = sorted(found, key=lambda p: (p.tuned - p.base, p.words))
     missed = [p for p in found if p.missed]
     base, tuned = (float(np.mean([getattr(p, who) for p in found])) for who in ("base", "tuned"))
     differences = [p.tuned - p.base for p in found]
