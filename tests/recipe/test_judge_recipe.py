@@ -1,6 +1,7 @@
 """The judge's recipe in small: an icon package of a few shapes, a few steps, and the folder that comes out opens."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -162,15 +163,26 @@ def test_painted_colors_are_those_of_the_caption(build: Path) -> None:
             assert np.abs(middle - np.array(COLOURS[facts.color])).max() < 12
 
 
-def test_stopped_and_resumed_gives_the_same_weights(build: Path, package: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def school(build: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small pool, two lessons and the tokenizer: all that both halves of the training read."""
+    folder, art = tmp_path_factory.mktemp("school"), lessons.Art(build / "art")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(drawings, "PART", 128)
+        drawings.fill(folder / "pool", art, 2)
+    train.fill_lessons(folder / "lessons", art, 2)
+    texts.make_tokenizer(art, folder)
+    return folder
+
+
+def test_stopped_and_resumed_gives_the_same_weights(build: Path, school: Path, package: Path, tmp_path: Path) -> None:
     art, weights = lessons.Art(build / "art"), []
     small = Shape(
         channels=(8, 8, 8), hidden=32, kind=16, layout=32, vocabulary=7500, text_width=16, text_layers=1, heads=2, joint=16
     )
     for name, stops in (("at once", [4]), ("in two", [2, 4])):
         out = tmp_path / name
-        drawings.fill(out / "pool", art, 2)
-        train.fill_lessons(out / "lessons", art, 2)
+        shutil.copytree(school, out)
         for stop in stops:
             train.names(out, art, 2, 4, size=16, stop=stop, shape=small)
         for stop in stops:
@@ -187,8 +199,8 @@ def test_stopped_and_resumed_gives_the_same_weights(build: Path, package: Path, 
     assert "| fe | fe | CC-BY-4.0 |" in notice and "| ph |" not in notice
 
 
-def test_the_encoder_says_what_the_tokenizer_says(build: Path, tmp_path: Path) -> None:
-    tokenizer = texts.make_tokenizer(lessons.Art(build / "art"), tmp_path)
+def test_the_encoder_says_what_the_tokenizer_says(build: Path, school: Path) -> None:
+    tokenizer = texts.make_tokenizer(lessons.Art(build / "art"), school)
     encoder = texts.Encoder(tokenizer)
     for text in ("a red kettle on a wooden table", "a flat-screen television, two squares and a circle"):
         assert encoder.tokens(text) == tokenizer(text).input_ids

@@ -194,13 +194,16 @@ def _paired(
 
 
 def _parts_axis(pictures: Pictures, judge: Judge, able: competence.Competence, vocabulary: Sequence[str]) -> AxisResult:
-    """Every part is asked of the judge; colors that it cannot tell apart are asked of the pixels, where these can."""
-    kinds = {judge: able.able_kinds()}
-    if left := COLOR_KINDS - able.able_kinds():
-        colors = ColorJudge()
-        kinds[colors] = _try_on_real(pictures, colors).able_kinds() & left
+    """Every part is asked of the judge; colors are asked of the pixels, where these are as often right on real pictures."""
+    colors = ColorJudge()
+    by_pixels = _try_on_real(pictures, colors)
+    better = frozenset(
+        kind
+        for kind in by_pixels.able_kinds() & COLOR_KINDS
+        if kind not in able.able_kinds() or by_pixels.kinds[kind].mean >= able.kinds[kind].mean
+    )
     found: list[parts.PartScore] = []
-    for who, able_kinds in kinds.items():
+    for who, able_kinds in ((judge, able.able_kinds() - better), (colors, better)):
         asked = competence.asked_parts(pictures.prompts, vocabulary, able_kinds)
         found += _part_scores(pictures, who, asked) if asked else []
     return parts.parts_axis(found, len(pictures.prompts))
