@@ -103,12 +103,6 @@ def describe(wording: int, facts: Facts) -> str:
     return what
 
 
-def altered(rng: np.random.Generator, facts: Facts, other_name: str) -> Facts:
-    """The facts with one made wrong: the thing, its color, the background or the place."""
-    found = alterations(rng, facts, other_name)
-    return found[int(rng.integers(len(found)))]
-
-
 def alterations(rng: np.random.Generator, facts: Facts, other_name: str) -> list[Facts]:
     """The facts with each of them made wrong in turn: the thing, its color, the background, the place."""
     found = [replace(facts, name=other_name)]

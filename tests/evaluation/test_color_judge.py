@@ -8,6 +8,7 @@ from benchmarks import drawings
 from dovetail.evaluation import competence, evidence
 from dovetail.evaluation.caption_words import COLORS
 from dovetail.evaluation.color_judge import ColorJudge, color_shares, named_colors
+from dovetail.records import Interval
 from recipes.embedded_base import scenes
 
 
@@ -51,3 +52,34 @@ def test_tried_on_true_drawings_it_can_be_asked_about_colors_and_on_wrong_ones_n
     assert able >= evidence.COLOR_KINDS
     turned = [made[k - 5].caption for k in range(len(made))]
     assert not competence.try_judge(ColorJudge(), pictures, turned, ["dog"]).able_kinds() & evidence.COLOR_KINDS
+
+
+def told(color: float, background: float) -> competence.Competence:
+    """A judge that is right on so many colors and backgrounds of real pictures."""
+    kinds = {
+        kind: Interval(mean=mean, low=mean - 0.1, high=1.0, count=12)
+        for kind, mean in (("color", color), ("background", background))
+    }
+    return competence.Competence(able=True, others=None, changed=None, kinds=kinds)
+
+
+def test_colors_are_asked_of_whoever_is_right_more_often_on_real_pictures() -> None:
+    assert evidence.asked_of_pixels(told(0.6, 0.96), told(0.9, 0.9)) == {"color"}
+    assert evidence.asked_of_pixels(told(0.85, 0.9), told(0.95, 0.9)) == {"color", "background"}
+    assert evidence.asked_of_pixels(told(0.95, 0.95), told(0.7, 0.3)) == frozenset()
+
+
+def test_a_model_that_paints_blue_lamps_red_misses_blue() -> None:
+    grounds = ("white", "yellow", "black", "green")
+    real = [drawings.draw("lamp", k, 3, "blue", ground) for k, ground in enumerate(grounds)]
+    red = [drawings.draw("lamp", 10 + k, 3, "red", ground) for k, ground in enumerate(grounds)]
+    captions = [f"a blue lamp on a {ground} background" for ground in grounds]
+    for tuned, outcome in ((red, "lost"), (real, "even")):
+        seeds = [picture for picture in tuned for _ in range(4)]
+        pictures = evidence.Pictures(
+            prompts=captions, seeds=4, base=seeds, tuned=seeds, production=[], tuned_finite=[True] * 16, real=real, general=[],
+            general_base=[], general_tuned=[], held_out=real, held_out_captions=captions, held_out_groups=list("abcd"),
+            train=[], train_groups=[], reconstructed=real,
+        )  # fmt: skip
+        axis = evidence._parts_axis(pictures, ColorJudge(), competence.try_judge(ColorJudge(), real, captions, []), [])
+        assert axis.outcome == outcome and ("'blue'" in axis.sentence) == (outcome == "lost"), axis.sentence

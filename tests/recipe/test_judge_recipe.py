@@ -136,13 +136,15 @@ def test_a_caption_says_what_is_true_and_a_wrong_one_does_not() -> None:
     rng = np.random.default_rng(0)
     facts = wording.Facts(name="kettle", color="red", background=("white",), place="on the left")
     for wording_seed in range(200):
-        other = wording.altered(rng, facts, "guitar")
-        changed = [f for f in ("name", "color", "background", "ground", "place") if getattr(other, f) != getattr(facts, f)]
-        assert len(changed) == 1
         true = wording.describe(wording_seed, facts)
         assert "kettle" in true
-        wrong = wording.describe(wording_seed, other)
-        assert true == wrong or sum(a != b for a, b in zip(true.split(), wrong.split(), strict=False)) >= 1
+        altered = wording.alterations(rng, facts, "guitar")
+        assert len(altered) == 4
+        for fact, other in zip(("name", "color", "background", "place"), altered, strict=True):
+            changed = [f for f in ("name", "color", "background", "ground", "place") if getattr(other, f) != getattr(facts, f)]
+            assert changed == [fact]
+            wrong = wording.describe(wording_seed, other)
+            assert true == wrong or sum(a != b for a, b in zip(true.split(), wrong.split(), strict=False)) >= 1
 
 
 def test_synonyms_and_parts_are_not_false_texts() -> None:

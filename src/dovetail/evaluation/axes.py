@@ -22,10 +22,8 @@ LEAST_WORDS = 0.5  # of the base's use of words that must be left
 LEAST_CONTROL = 4  # held-out pictures that copies can be compared with
 LEAST_BROKEN = 2  # broken samples that are no accident
 BLANK_SPREAD = 3.0  # standard deviation of a blank picture's values
-SATURATED_SHARE, BEYOND = (
-    0.6,
-    0.1,
-)  # share of values at 0 or 255, and by how much it exceeds that of nine in ten pictures for comparison
+# The share of values at 0 or 255 of a saturated picture, and by how much it is above that of nine in ten for comparison.
+SATURATED_SHARE, BEYOND = 0.6, 0.1
 FEW_PROMPTS = "Give held-out pictures with different captions: at least {} are needed."
 
 

@@ -196,17 +196,19 @@ def _paired(
 def _parts_axis(pictures: Pictures, judge: Judge, able: competence.Competence, vocabulary: Sequence[str]) -> AxisResult:
     """Every part is asked of the judge; colors are asked of the pixels, where these are as often right on real pictures."""
     colors = ColorJudge()
-    by_pixels = _try_on_real(pictures, colors)
-    better = frozenset(
-        kind
-        for kind in by_pixels.able_kinds() & COLOR_KINDS
-        if kind not in able.able_kinds() or by_pixels.kinds[kind].mean >= able.kinds[kind].mean
-    )
+    better = asked_of_pixels(able, _try_on_real(pictures, colors))
     found: list[parts.PartScore] = []
     for who, able_kinds in ((judge, able.able_kinds() - better), (colors, better)):
         asked = competence.asked_parts(pictures.prompts, vocabulary, able_kinds)
         found += _part_scores(pictures, who, asked) if asked else []
     return parts.parts_axis(found, len(pictures.prompts))
+
+
+def asked_of_pixels(judge: competence.Competence, pixels: competence.Competence) -> frozenset[str]:
+    """Kinds of colors that the pixels can tell, and at least as often as the judge, on real pictures."""
+    both = judge.able_kinds() & pixels.able_kinds()
+    worse = {kind for kind in both if pixels.kinds[kind].mean < judge.kinds[kind].mean}
+    return (pixels.able_kinds() & COLOR_KINDS) - worse
 
 
 def _part_scores(pictures: Pictures, judge: Judge, asked: Sequence[tuple[int, Part]]) -> list[parts.PartScore]:

@@ -65,10 +65,10 @@ def mirrored(features: Tensor) -> Tensor:
     """Features (n, WIDTH) of the same pictures seen in a mirror, left and right exchanged."""
     maps, frame, covered, tints, colors = torch.split(features, [EDGES, TINTS, COVERED, TINTS, 2 * COLORS], 1)
     order = [(DIRECTIONS - k) % DIRECTIONS for k in range(DIRECTIONS)]
-    turned = maps.reshape(-1, LAYERS, CELLS, CELLS).flip(-1)[:, [*order, DIRECTIONS]]
+    flipped = maps.reshape(-1, LAYERS, CELLS, CELLS).flip(-1)[:, [*order, DIRECTIONS]]
     half = CELLS // 2
     sides = [frame.reshape(-1, 3, half, half), covered.reshape(-1, 1, CELLS, CELLS), tints.reshape(-1, 3, half, half)]
-    return torch.cat([turned.flatten(1), *(x.flip(-1).flatten(1) for x in sides), colors], 1)
+    return torch.cat([flipped.flatten(1), *(x.flip(-1).flatten(1) for x in sides), colors], 1)
 
 
 def turned(x: Tensor, degrees: float) -> Tensor:

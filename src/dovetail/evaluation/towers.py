@@ -134,13 +134,8 @@ class TextTower(nn.Module):
         return (x * weights).sum(1)  # type: ignore[no-any-return]
 
 
-VIEWS = (
-    0.0,
-    -8.0,
-    8.0,
-    -16.0,
-    16.0,
-)  # degrees by which a picture is turned before its places in the space of kinds are averaged
+# Degrees by which a picture is turned before its places in the space of kinds are averaged.
+VIEWS = (0.0, -8.0, 8.0, -16.0, 16.0)
 
 
 class Towers(nn.Module):
